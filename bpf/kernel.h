@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The few kernel structures tlscap reads, and how.
+ *
+ * libbpf relocates the accesses to the running kernel (CO-RE); the structures name only the fields that
+ * are used.  BCC compiles against headers that may belong to another kernel, so there the offsets
+ * come from the running kernel's BTF through `config.offsets`; the names below are the index.
+ */
+#ifndef TLSCAP_KERNEL_H
+#define TLSCAP_KERNEL_H
+
+enum offset_index {
+	OFF_task_struct_group_leader,
+	OFF_task_struct_real_parent,
+	OFF_task_struct_start_boottime,
+	OFF_task_struct_tgid,
+	OFF_task_struct_pid,
+	OFF_task_struct_comm,
+	OFF_task_struct_files,
+	OFF_task_struct_mm,
+	OFF_task_struct_signal,
+	OFF_signal_struct_live,
+	OFF_mm_struct_arg_start,
+	OFF_mm_struct_arg_end,
+	OFF_files_struct_fdt,
+	OFF_fdtable_fd,
+	OFF_fdtable_max_fds,
+	OFF_file_private_data,
+	OFF_file_f_inode,
+	OFF_inode_i_mode,
+	OFF_inode_i_ino,
+	OFF_inode_i_sb,
+	OFF_super_block_s_dev,
+	OFF_socket_sk,
+	OFF_sock_sk_protocol,
+	OFF_sock_common_skc_family,
+	OFF_sock_common_skc_num,
+	OFF_sock_common_skc_dport,
+	OFF_sock_common_skc_rcv_saddr,
+	OFF_sock_common_skc_daddr,
+	OFF_sock_common_skc_v6_rcv_saddr,
+	OFF_sock_common_skc_v6_daddr,
+	OFF_tcp_sock_srtt_us,
+	OFF_linux_binprm_file,
+};
+
+#ifdef TLSCAP_BCC
+#define KERNEL_READ(dst, base, type, field) \
+	bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)((__u64)(base) + config_offset(OFF_##type##_##field)))
+#else
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct signal_struct {
+	struct {
+		int counter;
+	} live;
+};
+struct mm_struct {
+	unsigned long arg_start, arg_end;
+};
+struct super_block {
+	__u32 s_dev;
+};
+struct inode {
+	__u16 i_mode;
+	unsigned long i_ino;
+	struct super_block *i_sb;
+};
+struct file {
+	void *private_data;
+	struct inode *f_inode;
+};
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+struct files_struct {
+	struct fdtable *fdt;
+};
+struct task_struct {
+	struct task_struct *group_leader, *real_parent;
+	__u64 start_boottime;
+	int tgid, pid;
+	char comm[16];
+	struct files_struct *files;
+	struct mm_struct *mm;
+	struct signal_struct *signal;
+};
+struct sock_common {
+	__u16 skc_family, skc_num, skc_dport;
+	__u32 skc_rcv_saddr, skc_daddr;
+	struct {
+		__u8 bytes[16];
+	} skc_v6_rcv_saddr, skc_v6_daddr;
+};
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+};
+struct socket {
+	struct sock *sk;
+};
+struct tcp_sock {
+	__u32 srtt_us;
+};
+struct linux_binprm {
+	struct file *file;
+};
+#pragma clang attribute pop
+#define KERNEL_READ(dst, base, type, field) \
+	bpf_probe_read_kernel(&(dst), sizeof(dst), &((struct type *)(base))->field)
+#endif
+
+#define S_IFMT 00170000
+#define S_IFSOCK 0140000
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP_ 6
+
+#if defined(__TARGET_ARCH_arm64) || defined(__aarch64__)
+enum { NR_read = 63, NR_write = 64, NR_readv = 65, NR_writev = 66, NR_sendto = 206, NR_recvfrom = 207,
+       NR_sendmsg = 211, NR_recvmsg = 212, NR_mmap = 222 };
+#define RETURN_SLOT 0 /* the return address is in a register */
+#define SYSCALL_ARG(regs, n) ((void *)(regs) + 8 * (n))
+#else
+enum { NR_read = 0, NR_write = 1, NR_mmap = 9, NR_readv = 19, NR_writev = 20, NR_sendto = 44, NR_recvfrom = 45,
+       NR_sendmsg = 46, NR_recvmsg = 47 };
+#define RETURN_SLOT 8 /* `ret` has popped the return address */
+/* struct pt_regs of x86-64: di, si, dx, r10, r8, r9 hold a system call's arguments. */
+#define SYSCALL_ARG(regs, n) \
+	((void *)(regs) + ((n) == 0 ? 112 : (n) == 1 ? 104 : (n) == 2 ? 96 : (n) == 3 ? 56 : (n) == 4 ? 72 : 64))
+#endif
+#endif

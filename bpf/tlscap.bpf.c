@@ -1,0 +1,1277 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * tlscap's probes.
+ *
+ * A TLS call is noted when it is entered and reported when it returns, with the count it really
+ * moved: callers retry, write partially and read nothing.  The ledger of its connection advances by
+ * that count whatever becomes of the samples, so user space sees every hole, its place and its size.
+ *
+ * The address of a connection is read from the socket that the TLS call itself uses: while a call of a
+ * connection without a known address runs, the thread's first socket call is looked at.
+ */
+#ifdef TLSCAP_BCC
+#include <uapi/linux/ptrace.h>
+#include <uapi/linux/bpf.h>
+#define SEC(name)
+#else
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <linux/ptrace.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#endif
+#include "events.h"
+#include "kernel.h"
+#include "maps.h"
+
+/* Hides a value's history from the optimizer, so that the bound checked last is the one the verifier sees. */
+#define OPAQUE(value) asm volatile("" : "+r"(value))
+#define INLINE static __always_inline
+
+/* What a call does with its arguments.  Kept in samples (sample_data.call). */
+enum call_kind {
+	CALL_READ = 1,     /* (ssl, buffer, n) -> count */
+	CALL_WRITE = 2,    /* the same */
+	CALL_READ_EX = 3,  /* (ssl, buffer, n, *count) -> 1 on success */
+	CALL_WRITE_EX = 4, /* the same; or *count fifth, after flags */
+	CALL_SENDFILE = 5, /* (ssl, fd, offset, size, flags) -> count */
+	CALL_HANDSHAKE = 6,
+	CALL_PEEK = 7,
+	CALL_PEEK_EX = 8,
+	CALL_READ_EARLY = 9,
+	CALL_WRITE_EARLY = 10,
+	CALL_SHUTDOWN = 11,
+	CALL_SERVERNAME = 12, /* (ssl, type) -> text */
+	CALL_ALPN = 13,       /* (ssl, **text, *length) */
+	CALL_READ_INNER = 14, /* ssl_read_internal: as CALL_READ_EX, but 0 means the end and < 0 failure */
+	CALL_WRITE_INNER = 15,
+};
+
+enum connection_flags {
+	HAS_ADDRESS = 1,
+	HAS_HANDSHAKE = 2,
+	HAS_SNI = 4,
+	HAS_ALPN = 8,
+	SENT_EOF = 16,
+	SENT_SHUTDOWN = 32,
+};
+
+struct text {
+	__u64 address;
+	__u64 length;
+};
+
+INLINE struct config *settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+#ifdef TLSCAP_BCC
+INLINE __u64 config_offset(__u32 index)
+{
+	struct config *c = settings();
+
+	return c && index < 32 ? c->offsets[index] : 0;
+}
+#endif
+
+INLINE void count(__u32 which, __u64 amount)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &which);
+
+	if (value)
+		*value += amount;
+}
+
+/* A number no other CPU and no earlier call has been given. */
+INLINE __u64 fresh_id(void)
+{
+	__u32 zero = 0;
+	struct sequence *s = bpf_map_lookup_elem(&sequence, &zero);
+
+	if (!s)
+		return 0;
+	return ((__u64)(bpf_get_smp_processor_id() + 1) << 40) | ++s->last;
+}
+
+/* --- Submitting --- */
+
+/* The small samples carry identity and accounting: they may use the room that data leaves free. */
+INLINE __u64 wake_flag(struct config *c, __u32 size)
+{
+	__u64 unread = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
+
+	/* Memory order and speed: the reader polls; it is woken once, when the ring begins to fill. */
+	if (c->wake_always || (unread >= c->wake_mark && unread < c->wake_mark + size + 8))
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+INLINE void fill_header(struct sample_header *h, __u16 type, __u32 size, __u64 conn)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+
+	h->type = type;
+	h->flags = 0;
+	h->size = size;
+	h->time_ns = bpf_ktime_get_ns();
+	h->pid = thread >> 32;
+	h->tid = (__u32)thread;
+	h->conn = conn;
+}
+
+INLINE void lost_sample(__u64 bytes)
+{
+	count(COUNT_DROPPED_SAMPLES, 1);
+	if (bytes)
+		count(COUNT_DROPPED_BYTES, bytes);
+}
+
+/* --- Processes and filters --- */
+
+INLINE void *leader(void)
+{
+	void *task = (void *)bpf_get_current_task(), *first = 0;
+
+	KERNEL_READ(first, task, task_struct, group_leader);
+	return first;
+}
+
+INLINE int matches(struct config *c, __u32 pid, void *first)
+{
+	if (c->filter & FILTER_PID) {
+		if (!bpf_map_lookup_elem(&targets, &pid))
+			return 0;
+	}
+	if (c->filter & FILTER_UID) {
+		__u32 uid = (__u32)bpf_get_current_uid_gid();
+
+		if (!bpf_map_lookup_elem(&match_uid, &uid))
+			return 0;
+	}
+	if (c->filter & FILTER_COMM) {
+		struct comm_key key = {};
+
+		KERNEL_READ(key.comm, first, task_struct, comm);
+		if (!bpf_map_lookup_elem(&match_comm, &key))
+			return 0;
+	}
+	if (c->filter & FILTER_CGROUP) {
+		__u64 id = bpf_get_current_cgroup_id();
+
+		if (bpf_map_lookup_elem(&match_cgroup, &id))
+			return 1;
+		/* A container's processes may sit in groups below it. */
+#pragma unroll
+		for (int level = 1; level < 12; level++) {
+			id = bpf_get_current_ancestor_cgroup_id(level);
+			if (bpf_map_lookup_elem(&match_cgroup, &id))
+				return 1;
+		}
+		return 0;
+	}
+	return 1;
+}
+
+INLINE void report_process(struct config *c, __u32 pid, void *first, __u64 start_ns)
+{
+	struct sample_process *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_process), 0);
+	void *parent = 0, *mm = 0;
+	unsigned long from = 0, to = 0;
+	__u32 length;
+
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	fill_header(&s->h, SAMPLE_PROCESS, sizeof(*s), 0);
+	s->start_ns = start_ns;
+	s->ppid = 0;
+	s->uid = (__u32)bpf_get_current_uid_gid();
+	s->cmdline_len = 0;
+	s->pad = 0;
+	KERNEL_READ(s->comm, first, task_struct, comm);
+	KERNEL_READ(parent, first, task_struct, real_parent);
+	if (parent)
+		KERNEL_READ(s->ppid, parent, task_struct, tgid);
+	KERNEL_READ(mm, first, task_struct, mm);
+	if (mm) {
+		KERNEL_READ(from, mm, mm_struct, arg_start);
+		KERNEL_READ(to, mm, mm_struct, arg_end);
+	}
+	length = to > from ? to - from : 0;
+	OPAQUE(length);
+	if (length > CMDLINE_MAX)
+		length = CMDLINE_MAX;
+	if (bpf_probe_read_user(s->cmdline, length, (void *)from) == 0)
+		s->cmdline_len = length;
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+/* The process's entry when its calls are to be recorded, else null. */
+INLINE struct process *traced_process(struct config *c, __u32 pid)
+{
+	struct process *known = bpf_map_lookup_elem(&processes, &pid);
+	struct process fresh = {};
+	void *first;
+
+	if (!known) {
+		first = leader();
+		fresh.traced = matches(c, pid, first);
+		fresh.incarnation = (__u32)fresh_id();
+		/* The low half of the id repeats on every CPU: fold the CPU in. */
+		fresh.incarnation = fresh.incarnation << 8 | (bpf_get_smp_processor_id() & 0xff);
+		KERNEL_READ(fresh.start_ns, first, task_struct, start_boottime);
+		bpf_map_update_elem(&processes, &pid, &fresh, BPF_ANY);
+		if (fresh.traced)
+			report_process(c, pid, first, fresh.start_ns);
+		known = bpf_map_lookup_elem(&processes, &pid);
+	}
+	return known && known->traced ? known : 0;
+}
+
+/* --- Connections --- */
+
+INLINE void report_open(struct config *c, __u64 id, __u64 ssl, __u64 start_ns, __u32 midstream, __u32 role)
+{
+	struct sample_open *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_open), 0);
+
+	count(COUNT_CONNECTIONS, 1);
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	fill_header(&s->h, SAMPLE_OPEN, sizeof(*s), id);
+	s->ssl = ssl;
+	s->start_ns = start_ns;
+	s->midstream = midstream;
+	s->role = role;
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+INLINE struct connection *connection_of(struct config *c, struct process *p, struct connection_key *key, __u32 midstream)
+{
+	struct connection *known = bpf_map_lookup_elem(&connections, key);
+	struct connection fresh = {};
+
+	if (known)
+		return known;
+	fresh.id = fresh_id();
+	if (bpf_map_update_elem(&connections, key, &fresh, BPF_NOEXIST)) {
+		count(COUNT_TABLE_FULL, 1);
+		return 0;
+	}
+	report_open(c, fresh.id, key->ssl, p->start_ns, midstream, ROLE_UNKNOWN);
+	return bpf_map_lookup_elem(&connections, key);
+}
+
+INLINE void close_connection(struct config *c, struct connection_key *key, __u32 recycled)
+{
+	struct connection *known = bpf_map_lookup_elem(&connections, key);
+	struct connection last;
+	struct sample_close *s;
+
+	if (!known)
+		return;
+	last = *known;
+	bpf_map_delete_elem(&connections, key);
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_close), 0);
+	if (!s) {
+		/* The accounting must survive a full ring: user space collects these at the end. */
+		lost_sample(0);
+		bpf_map_update_elem(&orphans, &last.id, &last, BPF_ANY);
+		return;
+	}
+	fill_header(&s->h, SAMPLE_CLOSE, sizeof(*s), last.id);
+	s->bytes[0] = last.bytes[0];
+	s->bytes[1] = last.bytes[1];
+	s->recycled = recycled;
+	s->pad = 0;
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+INLINE void report_small(struct config *c, __u16 type, __u64 conn)
+{
+	struct sample_header *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_header), 0);
+
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	fill_header(s, type, sizeof(*s), conn);
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+INLINE void report_name(struct config *c, __u64 conn, __u16 kind, struct text text)
+{
+	struct sample_name *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_name), 0);
+	__u32 length = text.length;
+	long got;
+
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	fill_header(&s->h, SAMPLE_NAME, sizeof(*s), conn);
+	s->kind = kind;
+	s->length = 0;
+	s->pad = 0;
+	if (kind == NAME_SNI) {
+		got = bpf_probe_read_user_str(s->text, sizeof(s->text), (void *)text.address);
+		if (got > 1)
+			s->length = got - 1; /* without the final zero */
+	} else {
+		OPAQUE(length);
+		if (length > NAME_MAX_LEN)
+			length = NAME_MAX_LEN;
+		if (bpf_probe_read_user(s->text, length, (void *)text.address) == 0)
+			s->length = length;
+	}
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+/* --- Data --- */
+
+struct transfer {
+	struct config *c;
+	__u64 conn;
+	__u64 source; /* user address of the next byte */
+	__u64 offset; /* ledger position of the next byte */
+	__u64 call_len;
+	__u64 entry_ns;
+	__u32 direction;
+	__u32 kind;
+	__u32 flags;
+};
+
+INLINE void fill_data(struct sample_data *s, struct transfer *t, __u32 length, __u32 captured, __u32 reason)
+{
+	fill_header(&s->h, SAMPLE_DATA, sizeof(*s) + captured, t->conn);
+	s->h.flags = t->flags;
+	s->offset = t->offset;
+	s->call_len = t->call_len;
+	s->entry_ns = t->entry_ns;
+	s->length = length;
+	s->captured = captured;
+	s->direction = t->direction;
+	s->reason = reason;
+	s->call = t->kind;
+	s->pad = 0;
+}
+
+INLINE int room_for_data(struct config *c)
+{
+	return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < c->data_limit;
+}
+
+/* A whole chunk.  True when it went out. */
+INLINE void submit_full(struct transfer *t)
+{
+	struct sample_data *s = 0;
+	__u32 captured = CHUNK_MAX, reason = GAP_NONE;
+
+	if (room_for_data(t->c))
+		s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_data) + CHUNK_MAX, 0);
+	if (!s) {
+		lost_sample(CHUNK_MAX);
+		return;
+	}
+	if (bpf_probe_read_user(s + 1, CHUNK_MAX, (void *)t->source)) {
+		count(COUNT_UNREADABLE, 1);
+		captured = 0;
+		reason = GAP_UNREADABLE;
+	}
+	fill_data(s, t, CHUNK_MAX, captured, reason);
+	count(COUNT_SAMPLES, 1);
+	bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data) + CHUNK_MAX));
+}
+
+/*
+ * The rest of a call, at most a chunk.  Reservations must have constant sizes; a few of them keep small
+ * samples small.
+ */
+#define SUBMIT_IF_FITS(room)                                                                        \
+	if (length <= (room)) {                                                                     \
+		s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_data) + (room), 0);             \
+		if (!s)                                                                             \
+			goto lost;                                                                  \
+		captured = length;                                                                  \
+		OPAQUE(captured);                                                                   \
+		if (captured > (room))                                                              \
+			captured = (room);                                                          \
+		if (bpf_probe_read_user(s + 1, captured, (void *)t->source)) {                      \
+			count(COUNT_UNREADABLE, 1);                                                 \
+			captured = 0;                                                               \
+			reason = GAP_UNREADABLE;                                                    \
+		}                                                                                   \
+		fill_data(s, t, length, captured, reason);                                          \
+		count(COUNT_SAMPLES, 1);                                                            \
+		bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data) + (room)));        \
+		return;                                                                             \
+	}
+
+INLINE void submit_rest(struct transfer *t, __u32 length)
+{
+	struct sample_data *s;
+	__u32 captured, reason = GAP_NONE;
+
+	if (!length)
+		return;
+	if (!room_for_data(t->c))
+		goto lost;
+	SUBMIT_IF_FITS(128)
+	SUBMIT_IF_FITS(512)
+	SUBMIT_IF_FITS(1280)
+	SUBMIT_IF_FITS(4096)
+	SUBMIT_IF_FITS(CHUNK_MAX)
+lost:
+	lost_sample(length);
+}
+
+/* `length` bytes that are not stored, for a reason known here. */
+INLINE void submit_gap(struct transfer *t, __u64 length, __u32 reason)
+{
+	struct sample_data *s;
+
+	/* The field has 32 bits: larger holes are what the next sample's offset says. */
+	if (!length || length > 0xffffffff)
+		return;
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_data), 0);
+	if (!s) {
+		lost_sample(length);
+		return;
+	}
+	fill_data(s, t, length, 0, reason);
+	bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data)));
+}
+
+INLINE void advance(struct transfer *t)
+{
+	t->source += CHUNK_MAX;
+	t->offset += CHUNK_MAX;
+}
+
+#ifndef TLSCAP_BCC
+static long submit_nth(__u32 index, struct transfer *t)
+{
+	/* The callback's context is a copy to the verifier: the pointer to the settings is fetched anew. */
+	struct transfer now = *t;
+
+	now.c = settings();
+	if (!now.c)
+		return 1;
+	submit_full(&now);
+	advance(t);
+	return 0;
+}
+#endif
+
+/* Kernels without bpf_loop copy this many whole chunks of a call, and say what is beyond. */
+#define BOUNDED_CHUNKS 64
+
+INLINE void submit_call(struct transfer *t, __u64 length, __u64 keep, int has_loop)
+{
+	__u32 whole = keep / CHUNK_MAX, rest = keep % CHUNK_MAX;
+	__u64 beyond = 0;
+
+#ifndef TLSCAP_BCC
+	if (has_loop) {
+		struct transfer copy = *t;
+
+		copy.c = 0;
+		if (whole)
+			bpf_loop(whole, submit_nth, &copy, 0);
+		t->source = copy.source;
+		t->offset = copy.offset;
+	} else
+#endif
+	{
+		for (__u32 i = 0; i < BOUNDED_CHUNKS; i++) {
+			if (i >= whole)
+				break;
+			submit_full(t);
+			advance(t);
+		}
+		if (whole > BOUNDED_CHUNKS) {
+			beyond = keep - (__u64)BOUNDED_CHUNKS * CHUNK_MAX;
+			rest = 0;
+		}
+	}
+	submit_rest(t, rest);
+	t->offset += rest;
+	if (beyond) {
+		submit_gap(t, beyond, GAP_CALL_TOO_LARGE);
+		t->offset += beyond;
+	}
+	submit_gap(t, length - keep, GAP_SNAPLEN);
+}
+
+/* --- Entering a TLS call --- */
+
+INLINE int enter(struct pt_regs *ctx, __u32 kind, __u64 count_address)
+{
+	struct config *c = settings();
+	struct call_key key = {};
+	struct call call = {};
+	struct connection_key conn_key = {};
+	struct connection *conn;
+	struct process *p;
+	__u64 thread = bpf_get_current_pid_tgid();
+
+	if (!c)
+		return 0;
+	p = traced_process(c, thread >> 32);
+	if (!p)
+		return 0;
+	call.ssl = PT_REGS_PARM1(ctx);
+	call.buffer = PT_REGS_PARM2(ctx);
+	call.count = count_address;
+	call.entry_ns = bpf_ktime_get_ns();
+	call.kind = kind;
+	key.thread = thread;
+	key.sp = PT_REGS_SP(ctx);
+	if (kind != CALL_SERVERNAME && kind != CALL_ALPN) {
+		conn_key.ssl = call.ssl;
+		conn_key.pid = thread >> 32;
+		conn_key.incarnation = p->incarnation;
+		conn = connection_of(c, p, &conn_key, kind != CALL_HANDSHAKE);
+		if (conn && kind == CALL_HANDSHAKE && !(conn->flags & HAS_HANDSHAKE)) {
+			if (!conn->handshake_start_ns)
+				conn->handshake_start_ns = call.entry_ns;
+			conn->handshake_calls++;
+		}
+		/* At the end of a connection its round-trip time is known best: look once more. */
+		if (conn && (!(conn->flags & HAS_ADDRESS) || kind == CALL_SHUTDOWN)) {
+			bpf_map_update_elem(&wanted, &thread, &conn_key, BPF_ANY);
+			call.wanted = 1;
+		}
+	}
+	if (kind == CALL_ALPN)
+		call.count = PT_REGS_PARM3(ctx);
+	bpf_map_update_elem(&calls, &key, &call, BPF_ANY);
+	return 0;
+}
+
+/*
+ * With attach cookies (Linux 5.15) one program serves every function: the cookie holds the kind and
+ * which argument is the address of the count.  Without them, one small program for each.
+ */
+#ifndef TLSCAP_BCC
+SEC("uprobe")
+int enter_any(struct pt_regs *ctx)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u64 fourth = PT_REGS_PARM4(ctx), fifth = PT_REGS_PARM5(ctx);
+
+	/* Two plain loads: the optimizer would make one through a computed context pointer, which is refused. */
+	OPAQUE(fourth);
+	OPAQUE(fifth);
+	return enter(ctx, cookie & 0xff, cookie >> 8 == 4 ? fourth : cookie >> 8 == 5 ? fifth : 0);
+}
+#endif
+
+SEC("uprobe")
+int enter_read(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_READ, 0);
+}
+
+SEC("uprobe")
+int enter_write(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_WRITE, 0);
+}
+
+SEC("uprobe")
+int enter_read_ex(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_READ_EX, PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int enter_write_ex(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_WRITE_EX, PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int enter_read_inner(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_READ_INNER, PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int enter_write_inner(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_WRITE_INNER, PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int enter_write_inner5(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_WRITE_INNER, PT_REGS_PARM5(ctx));
+}
+
+/* OpenSSL 3.3 put flags before the count: SSL_write_ex2, ssl_write_internal. */
+SEC("uprobe")
+int enter_write_ex2(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_WRITE_EX, PT_REGS_PARM5(ctx));
+}
+
+SEC("uprobe")
+int enter_sendfile(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_SENDFILE, 0);
+}
+
+SEC("uprobe")
+int enter_handshake(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_HANDSHAKE, 0);
+}
+
+SEC("uprobe")
+int enter_peek(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_PEEK, 0);
+}
+
+SEC("uprobe")
+int enter_peek_ex(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_PEEK_EX, PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int enter_read_early_data(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_READ_EARLY, PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int enter_write_early_data(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_WRITE_EARLY, PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int enter_shutdown(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_SHUTDOWN, 0);
+}
+
+SEC("uprobe")
+int enter_servername(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_SERVERNAME, 0);
+}
+
+SEC("uprobe")
+int enter_alpn(struct pt_regs *ctx)
+{
+	return enter(ctx, CALL_ALPN, 0);
+}
+
+/* --- Leaving it --- */
+
+INLINE void left_data(struct config *c, struct process *p, struct call *call, struct connection_key *key, __u64 n,
+		      __u32 direction, int has_loop)
+{
+	struct connection *conn = connection_of(c, p, key, 1);
+	struct transfer t = {};
+	__u64 keep = n;
+
+	t.c = c;
+	t.source = call->buffer;
+	t.call_len = n;
+	t.entry_ns = call->entry_ns;
+	t.direction = direction;
+	t.kind = call->kind;
+	count(COUNT_CALLS, 1);
+	count(direction == OUTBOUND ? COUNT_BYTES_OUT : COUNT_BYTES_IN, n);
+	if (conn) {
+		t.conn = conn->id;
+		if (direction == OUTBOUND) {
+			t.offset = conn->bytes[1];
+			conn->bytes[1] += n;
+		} else {
+			t.offset = conn->bytes[0];
+			conn->bytes[0] += n;
+		}
+	} else {
+		t.conn = fresh_id();
+		t.flags = FLAG_NO_STATE;
+	}
+	if (call->kind == CALL_SENDFILE) {
+		submit_gap(&t, n, GAP_NOT_IN_MEMORY);
+		return;
+	}
+	if (keep > c->snaplen)
+		keep = c->snaplen;
+	submit_call(&t, n, keep, has_loop);
+}
+
+INLINE void left_handshake(struct config *c, struct connection_key *key)
+{
+	struct connection *conn = bpf_map_lookup_elem(&connections, key);
+	struct sample_handshake *s;
+
+	if (!conn || conn->flags & HAS_HANDSHAKE)
+		return;
+	conn->flags |= HAS_HANDSHAKE;
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_handshake), 0);
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	fill_header(&s->h, SAMPLE_HANDSHAKE, sizeof(*s), conn->id);
+	s->start_ns = conn->handshake_start_ns;
+	s->calls = conn->handshake_calls;
+	s->pad = 0;
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+INLINE void left_mark(struct config *c, struct connection_key *key, __u64 n, __u32 kind, __u32 direction)
+{
+	struct connection *conn = bpf_map_lookup_elem(&connections, key);
+	struct sample_mark *s;
+
+	if (!conn)
+		return;
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_mark), 0);
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	fill_header(&s->h, SAMPLE_MARK, sizeof(*s), conn->id);
+	s->offset = direction == OUTBOUND ? conn->bytes[1] : conn->bytes[0];
+	s->length = n;
+	s->kind = kind;
+	s->direction = direction;
+	__builtin_memset(s->pad, 0, sizeof(s->pad));
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+INLINE void left_alpn(struct config *c, struct connection_key *key, struct call *call)
+{
+	struct connection *conn = bpf_map_lookup_elem(&connections, key);
+	struct text text = {};
+	__u32 length = 0;
+
+	if (!conn || conn->flags & HAS_ALPN)
+		return;
+	bpf_probe_read_user(&text.address, sizeof(text.address), (void *)call->buffer);
+	bpf_probe_read_user(&length, sizeof(length), (void *)call->count);
+	text.length = length;
+	if (!text.address || !length)
+		return;
+	conn->flags |= HAS_ALPN;
+	report_name(c, conn->id, NAME_ALPN, text);
+}
+
+INLINE void left_servername(struct config *c, struct connection_key *key, __u64 address)
+{
+	struct connection *conn = bpf_map_lookup_elem(&connections, key);
+	struct text text = {};
+
+	if (!conn || !address || conn->flags & HAS_SNI)
+		return;
+	conn->flags |= HAS_SNI;
+	text.address = address;
+	report_name(c, conn->id, NAME_SNI, text);
+}
+
+INLINE void left_ended(struct config *c, struct connection_key *key, __u32 flag, __u16 type)
+{
+	struct connection *conn = bpf_map_lookup_elem(&connections, key);
+
+	if (!conn || conn->flags & flag)
+		return;
+	conn->flags |= flag;
+	report_small(c, type, conn->id);
+}
+
+INLINE int leave(struct pt_regs *ctx, int has_loop)
+{
+	struct config *c = settings();
+	struct call_key key = {};
+	struct connection_key conn_key = {};
+	struct call *pending, call;
+	struct process *p;
+	__u64 n = 0;
+	long result;
+	int by_address;
+
+	key.thread = bpf_get_current_pid_tgid();
+	key.sp = PT_REGS_SP(ctx) - RETURN_SLOT;
+	pending = bpf_map_lookup_elem(&calls, &key);
+	if (!pending || !c)
+		return 0;
+	call = *pending;
+	bpf_map_delete_elem(&calls, &key);
+	if (call.wanted)
+		bpf_map_delete_elem(&wanted, &key.thread);
+	conn_key.pid = key.thread >> 32;
+	p = bpf_map_lookup_elem(&processes, &conn_key.pid);
+	if (!p)
+		return 0;
+	conn_key.ssl = call.ssl;
+	conn_key.incarnation = p->incarnation;
+	result = (int)PT_REGS_RC(ctx);
+
+	switch (call.kind) {
+	case CALL_SERVERNAME:
+		left_servername(c, &conn_key, PT_REGS_RC(ctx));
+		return 0;
+	case CALL_ALPN:
+		left_alpn(c, &conn_key, &call);
+		return 0;
+	case CALL_HANDSHAKE:
+		if (result == 1)
+			left_handshake(c, &conn_key);
+		return 0;
+	case CALL_SHUTDOWN:
+		left_ended(c, &conn_key, SENT_SHUTDOWN, SAMPLE_SHUTDOWN);
+		return 0;
+	case CALL_SENDFILE:
+		result = (long)PT_REGS_RC(ctx); /* ssize_t */
+		break;
+	}
+	by_address = call.count != 0;
+	if (result > 0) {
+		if (by_address)
+			bpf_probe_read_user(&n, sizeof(n), (void *)call.count);
+		else
+			n = result;
+	}
+	switch (call.kind) {
+	case CALL_PEEK:
+	case CALL_PEEK_EX:
+		if (n)
+			left_mark(c, &conn_key, n, MARK_PEEK, INBOUND);
+		return 0;
+	case CALL_READ_EARLY: /* the bytes themselves came with the read or write inside this call */
+		if (n)
+			left_mark(c, &conn_key, n, MARK_EARLY_DATA, INBOUND);
+		return 0;
+	case CALL_WRITE_EARLY:
+		if (n)
+			left_mark(c, &conn_key, n, MARK_EARLY_DATA, OUTBOUND);
+		return 0;
+	case CALL_READ:
+	case CALL_READ_EX:
+	case CALL_READ_INNER:
+		if (n)
+			left_data(c, p, &call, &conn_key, n, INBOUND, has_loop);
+		else if (result == 0 && call.kind != CALL_READ_EX) /* there 0 is every failure */
+			left_ended(c, &conn_key, SENT_EOF, SAMPLE_EOF);
+		return 0;
+	default:
+		if (n)
+			left_data(c, p, &call, &conn_key, n, OUTBOUND, has_loop);
+		return 0;
+	}
+}
+
+#ifndef TLSCAP_BCC
+SEC("uretprobe")
+int leave_loop(struct pt_regs *ctx)
+{
+	return leave(ctx, 1);
+}
+#endif
+
+SEC("uretprobe")
+int leave_bounded(struct pt_regs *ctx)
+{
+	return leave(ctx, 0);
+}
+
+/* --- The life of a connection --- */
+
+INLINE struct connection *named(struct pt_regs *ctx, struct config *c, struct connection_key *key, int create)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	struct process *p = traced_process(c, pid);
+
+	if (!p)
+		return 0;
+	key->ssl = PT_REGS_PARM1(ctx);
+	key->pid = pid;
+	key->incarnation = p->incarnation;
+	return create ? connection_of(c, p, key, 0) : bpf_map_lookup_elem(&connections, key);
+}
+
+INLINE int set_role(struct pt_regs *ctx, __u32 role)
+{
+	struct connection_key key = {};
+	struct config *c = settings();
+	struct connection *conn = c ? named(ctx, c, &key, 1) : 0;
+
+	if (conn)
+		report_open(c, conn->id, key.ssl, 0, 0, role);
+	return 0;
+}
+
+/* SSL_ctrl(ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, TLSEXT_NAMETYPE_host_name, name) */
+INLINE int on_ctrl_call(struct pt_regs *ctx)
+{
+	struct connection_key key = {};
+	struct config *c;
+	struct connection *conn;
+	struct text text = {};
+
+	if ((int)PT_REGS_PARM2(ctx) != 55 || !PT_REGS_PARM4(ctx))
+		return 0;
+	c = settings();
+	conn = c ? named(ctx, c, &key, 1) : 0;
+	if (!conn)
+		return 0;
+	conn->flags |= HAS_SNI;
+	text.address = PT_REGS_PARM4(ctx);
+	report_name(c, conn->id, NAME_SNI, text);
+	return 0;
+}
+
+/* Another descriptor or another BIO: what was known of the socket no longer holds. */
+INLINE int on_transport_call(struct pt_regs *ctx)
+{
+	struct connection_key key = {};
+	struct config *c = settings();
+	struct connection *conn = c ? named(ctx, c, &key, 0) : 0;
+
+	if (conn)
+		conn->flags &= ~HAS_ADDRESS;
+	return 0;
+}
+
+INLINE int on_end_call(struct pt_regs *ctx, __u32 recycled)
+{
+	struct connection_key key = {};
+	struct config *c = settings();
+
+	if (c && named(ctx, c, &key, 0))
+		close_connection(c, &key, recycled);
+	return 0;
+}
+
+/* What a life-cycle function does to a connection; the cookie of `on_any`. */
+enum life_kind {
+	LIFE_CONNECT_STATE = 1,
+	LIFE_ACCEPT_STATE = 2,
+	LIFE_CTRL = 3,
+	LIFE_SET_TRANSPORT = 4,
+	LIFE_FREE = 5,
+	LIFE_CLEAR = 6,
+};
+
+#ifndef TLSCAP_BCC
+SEC("uprobe")
+int on_any(struct pt_regs *ctx)
+{
+	switch (bpf_get_attach_cookie(ctx)) {
+	case LIFE_CONNECT_STATE:
+		return set_role(ctx, ROLE_CLIENT);
+	case LIFE_ACCEPT_STATE:
+		return set_role(ctx, ROLE_SERVER);
+	case LIFE_CTRL:
+		return on_ctrl_call(ctx);
+	case LIFE_SET_TRANSPORT:
+		return on_transport_call(ctx);
+	case LIFE_FREE:
+		return on_end_call(ctx, 0);
+	case LIFE_CLEAR:
+		return on_end_call(ctx, 1);
+	}
+	return 0;
+}
+#endif
+
+SEC("uprobe")
+int on_connect_state(struct pt_regs *ctx)
+{
+	return set_role(ctx, ROLE_CLIENT);
+}
+
+SEC("uprobe")
+int on_accept_state(struct pt_regs *ctx)
+{
+	return set_role(ctx, ROLE_SERVER);
+}
+
+SEC("uprobe")
+int on_ctrl(struct pt_regs *ctx)
+{
+	return on_ctrl_call(ctx);
+}
+
+SEC("uprobe")
+int on_set_transport(struct pt_regs *ctx)
+{
+	return on_transport_call(ctx);
+}
+
+SEC("uprobe")
+int on_free(struct pt_regs *ctx)
+{
+	return on_end_call(ctx, 0);
+}
+
+SEC("uprobe")
+int on_clear(struct pt_regs *ctx)
+{
+	return on_end_call(ctx, 1);
+}
+
+/* --- Sockets --- */
+
+INLINE void *file_of(__u32 fd)
+{
+	void *task = (void *)bpf_get_current_task(), *files = 0, *table = 0, *array = 0, *file = 0;
+	__u32 limit = 0;
+
+	KERNEL_READ(files, task, task_struct, files);
+	if (!files)
+		return 0;
+	KERNEL_READ(table, files, files_struct, fdt);
+	if (!table)
+		return 0;
+	KERNEL_READ(limit, table, fdtable, max_fds);
+	KERNEL_READ(array, table, fdtable, fd);
+	if (fd >= limit || !array)
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), array + 8 * (__u64)fd);
+	return file;
+}
+
+INLINE void *socket_of(__u32 fd)
+{
+	void *file = file_of(fd), *inode = 0, *socket = 0, *sk = 0;
+	__u16 mode = 0;
+
+	if (!file)
+		return 0;
+	KERNEL_READ(inode, file, file, f_inode);
+	if (!inode)
+		return 0;
+	KERNEL_READ(mode, inode, inode, i_mode);
+	if ((mode & S_IFMT) != S_IFSOCK)
+		return 0; /* a handshake reads certificates and configuration, too */
+	KERNEL_READ(socket, file, file, private_data);
+	if (socket)
+		KERNEL_READ(sk, socket, socket, sk);
+	return sk;
+}
+
+INLINE void report_address(struct config *c, struct connection *conn, void *sk, __u32 fd)
+{
+	struct sample_address *s;
+	__u16 family = 0, port = 0;
+
+	KERNEL_READ(family, sk, sock_common, skc_family);
+	if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
+		return;
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_address), 0);
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	__builtin_memset(s, 0, sizeof(*s));
+	fill_header(&s->h, SAMPLE_ADDRESS, sizeof(*s), conn->id);
+	s->family = family;
+	s->fd = fd;
+	if (family == AF_INET6) {
+		KERNEL_READ(s->local, sk, sock_common, skc_v6_rcv_saddr);
+		KERNEL_READ(s->remote, sk, sock_common, skc_v6_daddr);
+	} else if (family == AF_INET) {
+		__u32 address = 0;
+
+		KERNEL_READ(address, sk, sock_common, skc_rcv_saddr);
+		__builtin_memcpy(s->local, &address, 4);
+		KERNEL_READ(address, sk, sock_common, skc_daddr);
+		__builtin_memcpy(s->remote, &address, 4);
+	}
+	if (family != AF_UNIX) {
+		KERNEL_READ(port, sk, sock_common, skc_num);
+		s->local_port = port;
+		KERNEL_READ(port, sk, sock_common, skc_dport);
+		s->remote_port = port >> 8 | port << 8; /* network order */
+		KERNEL_READ(s->protocol, sk, sock, sk_protocol);
+		if (s->protocol == IPPROTO_TCP_) {
+			KERNEL_READ(s->srtt_us, sk, tcp_sock, srtt_us);
+			s->srtt_us >>= 3; /* kept in eighths */
+		}
+	}
+	conn->flags |= HAS_ADDRESS;
+	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+}
+
+INLINE void report_mapped(struct config *c, void *inode, __s32 fd)
+{
+	struct file_id id = {};
+	struct sample_mapped *s;
+	void *super = 0;
+	unsigned long number = 0;
+	__u32 device = 0, one = 1;
+
+	KERNEL_READ(number, inode, inode, i_ino);
+	KERNEL_READ(super, inode, inode, i_sb);
+	if (super)
+		KERNEL_READ(device, super, super_block, s_dev);
+	id.inode = number;
+	id.device = device;
+	if (bpf_map_lookup_elem(&seen_files, &id))
+		return;
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_mapped), 0);
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	bpf_map_update_elem(&seen_files, &id, &one, BPF_ANY);
+	fill_header(&s->h, SAMPLE_MAPPED, sizeof(*s), 0);
+	s->inode = id.inode;
+	s->device = device;
+	s->fd = fd;
+	bpf_ringbuf_submit(s, BPF_RB_FORCE_WAKEUP); /* the sooner it is probed, the less is missed */
+}
+
+INLINE int watched(struct config *c, __u32 pid)
+{
+	struct process *known = bpf_map_lookup_elem(&processes, &pid);
+
+	if (known)
+		return known->traced;
+	return matches(c, pid, leader());
+}
+
+SEC("raw_tp/sys_enter")
+int on_syscall(struct bpf_raw_tracepoint_args *ctx)
+{
+	long number = ctx->args[1];
+	void *regs = (void *)ctx->args[0], *sk;
+	__u64 thread, fd = 0;
+	struct connection_key *key;
+	struct connection *conn;
+	struct config *c;
+
+	switch (number) {
+	case NR_read:
+	case NR_write:
+	case NR_readv:
+	case NR_writev:
+	case NR_sendto:
+	case NR_recvfrom:
+	case NR_sendmsg:
+	case NR_recvmsg:
+		thread = bpf_get_current_pid_tgid();
+		key = bpf_map_lookup_elem(&wanted, &thread);
+		if (!key)
+			return 0;
+		c = settings();
+		conn = bpf_map_lookup_elem(&connections, key);
+		if (!c || !conn)
+			return 0;
+		bpf_probe_read_kernel(&fd, sizeof(fd), SYSCALL_ARG(regs, 0));
+		sk = socket_of((__u32)fd);
+		if (!sk)
+			return 0;
+		report_address(c, conn, sk, (__u32)fd);
+		bpf_map_delete_elem(&wanted, &thread);
+		return 0;
+	}
+	return 0;
+}
+
+/* A library mapped as executable by a process we follow: it may bring TLS functions not probed yet. */
+SEC("raw_tp/sys_enter")
+int on_mmap(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *regs = (void *)ctx->args[0], *file, *inode = 0;
+	__u64 protection = 0, fd = 0;
+	struct config *c;
+
+	if (ctx->args[1] != NR_mmap)
+		return 0;
+	bpf_probe_read_kernel(&protection, sizeof(protection), SYSCALL_ARG(regs, 2));
+	if (!(protection & 4)) /* PROT_EXEC */
+		return 0;
+	bpf_probe_read_kernel(&fd, sizeof(fd), SYSCALL_ARG(regs, 4));
+	if ((__s32)fd < 0)
+		return 0;
+	c = settings();
+	if (!c || !watched(c, bpf_get_current_pid_tgid() >> 32))
+		return 0;
+	file = file_of((__u32)fd);
+	if (file)
+		KERNEL_READ(inode, file, file, f_inode);
+	if (inode)
+		report_mapped(c, inode, (__s32)fd);
+	return 0;
+}
+
+/* --- Processes come and go --- */
+
+SEC("raw_tp/sched_process_fork")
+int on_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *parent = (void *)ctx->args[0], *child = (void *)ctx->args[1];
+	struct config *c = settings();
+	__u32 parent_pid = 0, pid = 0, tid = 0, one = 1;
+
+	if (!c || !(c->filter & FOLLOW_FORKS))
+		return 0;
+	KERNEL_READ(parent_pid, parent, task_struct, tgid);
+	if (!bpf_map_lookup_elem(&targets, &parent_pid))
+		return 0;
+	KERNEL_READ(pid, child, task_struct, tgid);
+	KERNEL_READ(tid, child, task_struct, pid);
+	if (pid == tid) /* a process, not a thread */
+		bpf_map_update_elem(&targets, &pid, &one, BPF_ANY);
+	return 0;
+}
+
+/* A new program: another name, other libraries, none of the old connections. */
+SEC("raw_tp/sched_process_exec")
+int on_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	void *binprm = (void *)ctx->args[2], *file = 0, *inode = 0;
+	struct config *c = settings();
+
+	bpf_map_delete_elem(&processes, &pid);
+	if (!c || !matches(c, pid, leader()))
+		return 0;
+	KERNEL_READ(file, binprm, linux_binprm, file);
+	if (file)
+		KERNEL_READ(inode, file, file, f_inode);
+	if (inode)
+		report_mapped(c, inode, -1);
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exit")
+int on_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	void *task = (void *)bpf_get_current_task(), *signal = 0;
+	struct process *known;
+	struct config *c = settings();
+	int live = 1;
+
+	KERNEL_READ(signal, task, task_struct, signal);
+	if (signal)
+		KERNEL_READ(live, signal, signal_struct, live);
+	if (live) /* other threads go on */
+		return 0;
+	known = bpf_map_lookup_elem(&processes, &pid);
+	if (known && known->traced && c)
+		report_small(c, SAMPLE_EXIT, 0);
+	bpf_map_delete_elem(&processes, &pid);
+	bpf_map_delete_elem(&targets, &pid);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

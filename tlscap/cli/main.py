@@ -1,0 +1,82 @@
+"""The command ``tlscap``: its commands, and what an error looks like.
+
+Exit statuses (README, "Exit statuses"): 0 success, 1 error, 2 wrong usage, 3 the live side could not start,
+4 a file that can't be read, 5 a file that can't be written, 6 data that was asked for is incomplete.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from tlscap import __version__
+from tlscap.errors import TlscapError
+
+COMMANDS = {
+    "record": "Record what programs say over TLS.",
+    "inspect": "Show the HTTP exchanges of a capture.",
+    "rebuild": "Write the pcapng of a sidecar again.",
+}
+
+
+class _Lazy(click.Group):
+    """Imports a command when it is used: `record` must start fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"tlscap.cli.{name}"), name)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tlscap")
+def tlscap() -> None:
+    """What did this program really say over TLS?
+
+    Records the plaintext of TLS connections with eBPF: no proxy, no certificate, no change to the program.
+
+    \b
+      sudo tlscap record -- curl https://example.com/
+      tlscap inspect tlscap-*.tlscap.zst
+      wireshark tlscap-*.pcapng
+
+    Shell completion: eval "$(_TLSCAP_COMPLETE=bash_source tlscap)" (or zsh_source, fish_source).
+    """
+
+
+def report(error: TlscapError) -> None:
+    """One line on stderr, and a second one with what to do, if anything."""
+    click.echo(f"tlscap: {error}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        sys.exit(tlscap.main(prog_name="tlscap", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except TlscapError as error:
+        report(error)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough.  Keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)

@@ -1,0 +1,3 @@
+"""What exchanges look like outside: lines for people, JSON for programs."""
+
+from __future__ import annotations

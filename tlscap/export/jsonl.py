@@ -1,0 +1,141 @@
+"""Exchanges as JSON, one object a line (``tlscap inspect --json``).
+
+Every key is always there; ``null`` says that it is not known.  Keys may be added, never renamed::
+
+    id            int     1.. in the order of the requests; `--body ID` takes it
+    started       str     RFC 3339, UTC, nanoseconds: "2026-11-20T18:00:00.123456789Z"
+    duration      float   seconds, from the request's first byte to the response's last; or null
+    protocol      str     "http/1.1", "http/1.0", "http/0.9", "h2"
+    method, url   str     or null when the request was not seen
+    status        int     or null when there was no response; 0 for an HTTP/0.9 reply, which has no status
+    interim       [int]   1xx statuses before the response
+    upgraded_to   str     what the connection spoke afterwards ("websocket", "tunnel"), or null
+    request       {...}   or null: method, target, version and, like the response,
+                          headers     [[name, value], ...] in the order and case in which they were sent
+                          trailers    the same, after a chunked body
+                          body_size   bytes as transferred: dechunked, content codings not undone
+                          gap_bytes   bytes of the body that passed but are not stored
+                          complete    bool
+    response      {...}   or null: version, status, reason and the same
+    complete      bool    every byte of both was seen
+    problems      [str]   what is odd or missing, for people
+    process       {...}   pid, comm, exe, cmdline [str], uid; empty or null when not known
+    flow          {...}   id, local and remote {address, port} or null, client and server (the same two, by role; null when
+                          the role is unknown), role "client" | "server" | "unknown", sni, alpn (or null),
+                          tuple_source "syscall" | "proc" | "imported" | "placeholder", transport "tcp" | "udp"
+
+Text that came as bytes is decoded as Latin-1, so that ``value.encode("latin-1")`` gives back exactly what was sent.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from tlscap.http.events import Header, RequestHead, ResponseHead
+from tlscap.http.exchanges import Exchange, Message
+from tlscap.model import Endpoint, Flow, Process, Role
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def exchange_to_line(exchange: Exchange) -> str:
+    """Return the exchange as one line of ASCII, without a newline."""
+    return json.dumps(exchange_to_dict(exchange), separators=(",", ":"))
+
+
+def exchange_to_dict(exchange: Exchange) -> dict[str, Any]:
+    """Return what this module's docstring describes."""
+    request, response = exchange.request, exchange.response
+    return {
+        "id": exchange.id,
+        "started": rfc3339(exchange.started_ns),
+        "duration": None if exchange.duration_ns is None else exchange.duration_ns / 1e9,
+        "protocol": exchange.protocol,
+        "method": _text(request.head.method) if request else None,
+        "url": exchange.url if request else None,
+        "status": response.head.status if response else None,
+        "interim": list(exchange.interim),
+        "upgraded_to": exchange.upgraded_to or None,
+        "request": _request(request) if request else None,
+        "response": _response(response) if response else None,
+        "complete": exchange.complete,
+        "problems": list(exchange.problems),
+        "process": _process(exchange.flow.process),
+        "flow": _flow(exchange.flow),
+    }
+
+
+def rfc3339(time_ns: int) -> str:
+    """Return a time in UTC with all its nanoseconds, which `datetime` alone can't hold."""
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def _request(message: Message[RequestHead]) -> dict[str, Any]:
+    head = message.head
+    return {
+        "method": _text(head.method),
+        "target": _text(head.target),
+        "version": _text(head.version),
+        **_message(message),
+    }
+
+
+def _response(message: Message[ResponseHead]) -> dict[str, Any]:
+    head = message.head
+    return {"version": _text(head.version), "status": head.status, "reason": _text(head.reason), **_message(message)}
+
+
+def _message(message: Message[RequestHead] | Message[ResponseHead]) -> dict[str, Any]:
+    return {
+        "headers": _headers(message.headers),
+        "trailers": _headers(message.trailers),
+        "body_size": message.body_size,
+        "gap_bytes": message.gap_bytes,
+        "complete": message.complete,
+    }
+
+
+def _headers(headers: tuple[Header, ...]) -> list[list[str]]:
+    return [[_text(name), _text(value)] for name, value in headers]
+
+
+def _process(process: Process) -> dict[str, Any]:
+    return {
+        "pid": process.pid,
+        "comm": process.comm,
+        "exe": process.exe,
+        "cmdline": list(process.cmdline),
+        "uid": process.uid if process.uid >= 0 else None,
+    }
+
+
+def _flow(flow: Flow) -> dict[str, Any]:
+    local, remote = _endpoint(flow.local), _endpoint(flow.remote)
+    client, server = {
+        Role.CLIENT: (local, remote),
+        Role.SERVER: (remote, local),
+        Role.UNKNOWN: (None, None),
+    }[flow.role]
+    return {
+        "id": flow.id,
+        "local": local,
+        "remote": remote,
+        "client": client,
+        "server": server,
+        "role": flow.role.name.lower(),
+        "sni": flow.sni or None,
+        "alpn": flow.alpn or None,
+        "tuple_source": flow.tuple_source.value,
+        "transport": flow.transport,
+    }
+
+
+def _endpoint(endpoint: Endpoint | None) -> dict[str, Any] | None:
+    return {"address": endpoint.address, "port": endpoint.port} if endpoint else None
+
+
+def _text(data: bytes) -> str:
+    return data.decode("latin-1")

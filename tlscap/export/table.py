@@ -1,0 +1,177 @@
+"""Exchanges as a table for people: one aligned line each, without tabs.
+
+`Table` knows the width of its columns from the start, so rows can be printed while a capture is still being read;
+`Table.fit` makes them as wide as a first batch of exchanges needs.  Columns that come too narrow shift a line rather
+than hide something; only the URL is shortened, in the middle, and only when the table has a width.
+
+What comes from the network or from a process is never printed as it is: `visible` turns control characters, escape
+sequences and bidirectional overrides into text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from typing import Final
+
+from tlscap.http.exchanges import Exchange
+
+_URL_MIN: Final = 20  # a narrower URL says nothing: rather let the line wrap
+
+# C0, DEL, C1; what moves or hides text (zero width, bidirectional, line separators); what can't be encoded.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+_RESET: Final = "\x1b[0m"
+_COLOR_BY_CLASS: Final = {1: "\x1b[36m", 2: "\x1b[32m", 3: "\x1b[36m", 4: "\x1b[33m", 5: "\x1b[31m"}
+_COLOR_OF_PROBLEM: Final = "\x1b[31m"
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    title: str
+    width: int
+    """To begin with: fits what most exchanges have."""
+    right: bool = False
+
+
+_COLUMNS: Final = (
+    _Column("#", 4, right=True),
+    _Column("TIME", 12),
+    _Column("PROCESS", 16),
+    _Column("METHOD", 6),
+    _Column("URL", 40),
+    _Column("STATUS", 6, right=True),
+    _Column("TYPE", 16),
+    _Column("SENT", 7, right=True),
+    _Column("RECEIVED", 8, right=True),
+    _Column("TOOK", 8, right=True),
+    _Column("", 1),  # the mark of what is not complete
+)
+_URL: Final = 4
+_STATUS: Final = 5
+_MARK: Final = 10
+_GAP: Final = "  "
+
+
+class Table:
+    """Formats exchanges as rows.
+
+    ``width`` is the terminal's, or ``None`` for no limit.  ``color`` adds escape sequences.  Times are shown in ``zone``; ``None``:
+    the machine's own.
+    """
+
+    def __init__(self, *, width: int | None = None, color: bool = False, zone: tzinfo | None = None) -> None:
+        self._width = width
+        self._color = color
+        self._zone = zone
+        self._widths = [column.width for column in _COLUMNS]
+        self._limit_url()
+
+    def fit(self, exchanges: Iterable[Exchange]) -> None:
+        """Make the columns as wide as these exchanges and the titles need, and no wider."""
+        rows = [[column.title for column in _COLUMNS], *(self._cells(exchange) for exchange in exchanges)]
+        self._widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        self._limit_url()
+
+    def header(self) -> str:
+        """Return the line of titles."""
+        return self._line([column.title for column in _COLUMNS])
+
+    def row(self, exchange: Exchange) -> str:
+        """Return one exchange as a line, without a newline."""
+        return self._line(self._cells(exchange), status=exchange.response.head.status if exchange.response else 0)
+
+    def _limit_url(self) -> None:
+        if self._width is not None:
+            others = sum(self._widths) - self._widths[_URL] + len(_GAP) * (len(_COLUMNS) - 1)
+            self._widths[_URL] = min(self._widths[_URL], max(_URL_MIN, self._width - others))
+
+    def _cells(self, exchange: Exchange) -> list[str]:
+        request, response = exchange.request, exchange.response
+        content_type = (response.values(b"content-type") if response else None) or [b""]
+        duration_ns = exchange.duration_ns
+        return [
+            str(exchange.id),
+            clock_time(exchange.started_ns, self._zone),
+            visible(exchange.flow.process.label),
+            visible(request.head.method.decode("latin-1")) if request else "-",
+            visible(exchange.url) if request else "-",
+            str(response.head.status or "-") if response else "-",
+            visible(content_type[0].partition(b";")[0].strip().decode("latin-1")) or "-",
+            human_size(request.body_size) if request else "-",
+            human_size(response.body_size) if response else "-",
+            "-" if duration_ns is None else human_duration(duration_ns),
+            "" if exchange.complete else "!",
+        ]
+
+    def _line(self, cells: list[str], status: int = 0) -> str:
+        if self._width is not None:
+            cells[_URL] = shortened(cells[_URL], self._widths[_URL])
+        padded = [
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for column, width, cell in zip(_COLUMNS, self._widths, cells, strict=True)
+        ]
+        padded[_MARK] = cells[_MARK]
+        if self._color:
+            padded[_STATUS] = _colored(padded[_STATUS], _COLOR_BY_CLASS.get(status // 100, ""))
+            padded[_MARK] = _colored(padded[_MARK], _COLOR_OF_PROBLEM)
+        return _GAP.join(padded).rstrip()
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with everything that could command a terminal, or deceive its reader, as ``\x1b`` or ``\u202e``."""
+    return _UNSAFE.sub(lambda match: _escape(ord(match[0])), text)
+
+
+def shortened(text: str, width: int) -> str:
+    """Return ``text`` with its middle replaced by ``…`` if it is longer than ``width``; both ends of a URL tell something."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def clock_time(time_ns: int, zone: tzinfo | None = None) -> str:
+    """Return ``HH:MM:SS.mmm`` in ``zone``, cut and not rounded: a minute has no second 60."""
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC).astimezone(zone):%H:%M:%S}.{nanoseconds // 1_000_000:03d}"
+
+
+def human_size(length: int) -> str:
+    """Return a number of bytes in three or four digits: ``0``, ``999``, ``1.2K``, ``34M``."""
+    if length < 1000:
+        return str(length)
+    size = float(length)
+    for unit in "KMGTPE":
+        size /= 1024
+        if size < 9.95:
+            return f"{size:.1f}{unit}"
+        if size < 999.5:
+            break
+    return f"{size:.0f}{unit}"
+
+
+def human_duration(duration_ns: int) -> str:
+    """Return a duration in the unit that suits it: ``250us``, ``12.3ms``, ``4.56s``, ``12m03s``.  May be negative."""
+    length = abs(duration_ns)
+    sign = "-" if duration_ns < 0 else ""
+    if length < 1_000_000:
+        return f"{sign}{length // 1000}us"
+    if length < 1_000_000_000:
+        return f"{sign}{length / 1e6:.1f}ms"
+    if length < 60_000_000_000:
+        return f"{sign}{length / 1e9:.2f}s"
+    minutes, seconds = divmod(length // 1_000_000_000, 60)
+    return f"{sign}{minutes}m{seconds:02d}s"
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _colored(text: str, color: str) -> str:
+    return f"{color}{text}{_RESET}" if color and text.strip() else text

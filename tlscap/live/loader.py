@@ -1,0 +1,189 @@
+"""What a loader does, whichever it is: put the BPF programs into the kernel and attach them.
+
+Two loaders exist.  `libbpf` loads the object built with the package (CO-RE); `bcc` compiles the same
+source at start.  Neither looks up names: `sites` has turned functions into file offsets before.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tlscap.errors import LoadError, UsageError
+
+
+class CallKind(enum.IntEnum):
+    """``enum call_kind`` of bpf/tlscap.bpf.c: what a call does with its arguments."""
+
+    READ = 1
+    WRITE = 2
+    READ_EX = 3
+    WRITE_EX = 4
+    SENDFILE = 5
+    HANDSHAKE = 6
+    PEEK = 7
+    PEEK_EX = 8
+    READ_EARLY = 9
+    WRITE_EARLY = 10
+    SHUTDOWN = 11
+    SERVERNAME = 12
+    ALPN = 13
+    READ_INNER = 14
+    WRITE_INNER = 15
+
+
+class LifeKind(enum.IntEnum):
+    """``enum life_kind``: functions of which only the entry matters."""
+
+    CONNECT_STATE = 1
+    ACCEPT_STATE = 2
+    CTRL = 3
+    SET_TRANSPORT = 4
+    FREE = 5
+    CLEAR = 6
+
+
+class Filter(enum.IntFlag):
+    """``enum filter_flags``: which conditions a process must meet.  All that are set must hold."""
+
+    PID = 1
+    UID = 2
+    COMM = 4
+    CGROUP = 8
+    FOLLOW_FORKS = 16
+
+
+class Counter(enum.IntEnum):
+    """``enum counter``: the index in the per-CPU array ``counters``."""
+
+    CALLS = 0
+    BYTES_IN = 1
+    BYTES_OUT = 2
+    SAMPLES = 3
+    DROPPED_SAMPLES = 4
+    DROPPED_BYTES = 5
+    CONNECTIONS = 6
+    TABLE_FULL = 7
+    UNREADABLE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachPoint:
+    """One function of one file, resolved.
+
+    ``file_offset`` is where the instruction lies in the file (libbpf wants that), ``vaddr`` where the file
+    is linked to (BCC wants that).  ``kind`` says what the function does; ``count_arg`` is the position,
+    from 1, of the argument that points to the byte count, or 0.
+    """
+
+    path: str
+    function: str
+    kind: CallKind | LifeKind
+    vaddr: int
+    file_offset: int
+    count_arg: int = 0
+    site: str = ""
+    """Which instruction was taken and what it costs, for people."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Settings:
+    """What the probes are told before they run: ``struct config`` and the sizes of maps."""
+
+    ring_size: int = 64 << 20
+    filter: Filter = field(default=Filter(0))
+    snaplen: int = (1 << 64) - 1
+    wake_always: bool = False
+    targets: set[int] = field(default_factory=set)
+    uids: set[int] = field(default_factory=set)
+    comms: set[str] = field(default_factory=set)
+    cgroups: set[int] = field(default_factory=set)
+    watch_mappings: bool = True
+
+    def pack(self, offsets: list[int]) -> bytes:
+        """``struct config`` in native byte order."""
+        # The small samples (addresses, names, closes) may use the last sixteenth: they carry the accounting.
+        data_limit = self.ring_size - max(self.ring_size // 16, 16384)
+        padded = (offsets + [0] * 32)[:32]
+        return struct.pack(
+            "=IIQQQ32I", self.filter, self.wake_always, self.snaplen, data_limit, self.ring_size // 8, *padded
+        )
+
+
+class Loader(Protocol):
+    """Programs in the kernel.  A context manager: leaving it detaches and frees everything."""
+
+    name: str
+
+    @property
+    def ring_fd(self) -> int:
+        """Descriptor of the ring buffer map."""
+
+    def attach(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
+        """Put the probes of functions of one file in place, for one process or (``pid`` -1) for all.
+
+        Returns those that could not be attached, and why; they are not half attached.
+        """
+
+    def detach(self) -> None:
+        """Remove every probe; the maps stay readable."""
+
+    def update(self, map_name: str, key: bytes, value: bytes) -> None:
+        """Set one element."""
+
+    def delete(self, map_name: str, key: bytes) -> None:
+        """Remove one element, if it is there."""
+
+    def items(self, map_name: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value of a hash map, as far as it does not change meanwhile."""
+
+    def counters(self) -> Mapping[Counter, int]:
+        """The counters, summed over all CPUs."""
+
+    def close(self) -> None:
+        """Detach and free."""
+
+
+def configure(loader: Loader, settings: Settings, offsets: list[int]) -> None:
+    """Write the settings into the loaded maps.  Nothing is recorded before: no target matches."""
+    one = struct.pack("=I", 1)
+    for pid in settings.targets:
+        loader.update("targets", struct.pack("=I", pid), one)
+    for uid in settings.uids:
+        loader.update("match_uid", struct.pack("=I", uid), one)
+    for comm in settings.comms:
+        loader.update("match_comm", comm.encode()[:15].ljust(16, b"\0"), one)
+    for cgroup in settings.cgroups:
+        loader.update("match_cgroup", struct.pack("=Q", cgroup), one)
+    loader.update("config", struct.pack("=I", 0), settings.pack(offsets))
+
+
+def open_loader(name: str, settings: Settings) -> Loader:
+    """Load the programs with the loader of that name.
+
+    ``auto`` takes libbpf and falls back to BCC where libbpf can't load; the error of the first is kept
+    when both fail.  Raises `LoadError` or `PrivilegeError`.
+    """
+    # Imported here: each needs a library that may not be installed.
+    if name in ("auto", "libbpf"):
+        from tlscap.live.libbpf import LibbpfLoader  # noqa: PLC0415
+
+        try:
+            return LibbpfLoader(settings)
+        except LoadError as first:
+            if name == "libbpf":
+                raise
+            try:
+                return open_loader("bcc", settings)
+            except LoadError as second:
+                raise LoadError(
+                    f"{first}; and the bcc loader: {second}", log=first.log + second.log, hint=first.hint
+                ) from first
+    if name == "bcc":
+        from tlscap.live.bcc import BccLoader  # noqa: PLC0415
+
+        return BccLoader(settings)
+    raise UsageError(f"no loader named {name!r}: auto, libbpf or bcc")

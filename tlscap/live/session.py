@@ -1,0 +1,695 @@
+"""One recording, from the first probe to the last byte.
+
+Three processes share the work, each with only what it needs:
+
+- the *session* (this process) owns the probes and looks processes up; it never sees plaintext;
+- the *recorder* (`spool`) moves samples from the ring into the sidecar; it has no privileges;
+- the *view* (`view`) writes the pcapng from the sidecar; it has no privileges either, and may lag.
+
+When the session dies, even by SIGKILL, the kernel removes its probes, the recorder sees its socket close,
+writes what the ring still holds and closes the sidecar; the view finishes the pcapng.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NoReturn, Protocol, Self
+
+import tlscap
+from tlscap import decode
+from tlscap.errors import AttachError, CaptureError, OutputError, PrivilegeError, TargetError
+from tlscap.live import targets
+from tlscap.live._ring import Ring
+from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
+from tlscap.live.privileges import acting_as, become, drop
+from tlscap.live.probes import Probes, mapped_path
+from tlscap.live.sites import Resolver
+from tlscap.live.spool import APPEND, FINISH, PREPEND, Channel, Spooler, ignore_terminal_signals, parse
+from tlscap.live.targets import User
+
+DEFAULT_RING = 64 << 20
+CONNECTION = struct.Struct("=QQQQII")  # struct connection: id, bytes[2], handshake start, calls, flags
+CONNECTION_KEY = struct.Struct("=QII")  # struct connection_key: ssl, pid, incarnation
+PROCESS_VALUE = struct.Struct("=QII")  # struct process: start_ns, incarnation, traced
+LEDGERS_PER_MESSAGE = 1000
+TICK_S = 0.1
+COLLECT_S = 1.0
+"""How often connections of ended processes are collected."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """What to record and where to."""
+
+    command: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    follow: bool = False
+    comms: tuple[str, ...] = ()
+    uids: tuple[int, ...] = ()
+    cgroups: tuple[int, ...] = ()
+    everything: bool = False
+    libraries: tuple[str, ...] = ()
+    by_hand: tuple[str, ...] = ()
+    pcapng: str | None = None
+    """Path of the pcapng, ``-`` for standard output, or None."""
+    sidecar: str | None = None
+    framing: str = "auto"
+    snaplen: int = 0
+    ring_size: int = DEFAULT_RING
+    loader: str = "auto"
+    duration_s: float = 0
+    max_size: int = 0
+    max_exchanges: int = 0
+    force: bool = False
+
+
+@dataclass(slots=True)
+class Status:
+    """What is known of a running or finished recording."""
+
+    elapsed_s: float = 0
+    counters: dict[Counter, int] = field(default_factory=lambda: dict.fromkeys(Counter, 0))
+    sidecar_size: int = 0
+    flows: int = 0
+    exchanges: int = 0
+    view_read: int = 0
+    counted: list[int] = field(default_factory=lambda: [0, 0])
+    stored: list[int] = field(default_factory=lambda: [0, 0])
+    gaps: int = 0
+    probed: list[str] = field(default_factory=list)
+    loader: str = ""
+    attached_s: float = 0
+    """Seconds from the start of the process to the last probe in place."""
+    command_status: int | None = None
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    finishing: bool = False
+
+
+class Display(Protocol):
+    """Who is told how it goes.  The command line draws; tests collect."""
+
+    def started(self, status: Status) -> None: ...
+    def progress(self, status: Status) -> None: ...
+
+
+class Session:
+    """`run` records until the end, and returns the final status."""
+
+    def __init__(self, request: Request, display: Display) -> None:
+        self._request = request
+        self._display = display
+        self._status = Status()
+        self._user: User | None = targets.invoking_user()
+        self._begun = time.monotonic()
+        self._stop_reason = ""
+        self._children: dict[str, int] = {}
+        self._exited: set[int] = set()
+        self._collected = 0.0
+        self._created: list[str] = []
+        self._loader: Loader | None = None
+
+    # --- Set-up ---
+
+    def run(self) -> Status:
+        """Record.  Raises `CaptureError` or `OutputError` before anything was recorded, never after."""
+        request = self._request
+        if os.geteuid() != 0 and not _may_trace():
+            raise PrivilegeError("recording needs root", hint="sudo tlscap record ...")
+        for pid in request.pids:
+            if not targets.exists(pid):
+                raise TargetError(f"there is no process {pid}")
+        gate: _Gate | None = None
+        try:
+            with contextlib.ExitStack() as stack:
+                sidecar, source, pcapng = self._open_outputs(stack)
+                if request.command:
+                    gate = _Gate(request.command, self._user)
+                loader = self._load(self._settings(gate))
+                stack.callback(loader.close)
+                probes = self._attach(loader, gate)
+                session, view = self._fork(loader, sidecar, source, pcapng)
+                self._status.probed = [library.path for library in probes.attached.values()]
+                self._status.notes = probes.notes
+                self._status.attached_s = _since_process_start()
+                if gate:
+                    gate.open()
+                self._display.started(self._status)
+                self._watch(loader, probes, session, view, gate)
+                self._finish(loader, probes, session, view)
+        except BaseException:
+            for path in self._created:
+                with contextlib.suppress(OSError):
+                    if os.path.getsize(path) <= 64:  # nothing but a beginning
+                        os.unlink(path)
+            raise
+        finally:
+            if gate:
+                gate.abandon()
+        self._status.elapsed_s = time.monotonic() - self._begun
+        return self._status
+
+    def _settings(self, gate: _Gate | None) -> Settings:
+        request = self._request
+        settings = Settings(ring_size=request.ring_size, wake_always=False)
+        if request.snaplen:
+            settings.snaplen = request.snaplen
+        wanted = Filter(0)
+        if request.pids or gate:
+            wanted |= Filter.PID
+            settings.targets.update(request.pids)
+        if gate:
+            wanted |= Filter.FOLLOW_FORKS
+            settings.targets.add(gate.pid)
+        if request.follow and request.pids:
+            wanted |= Filter.FOLLOW_FORKS
+            for pid in request.pids:
+                settings.targets.update(targets.children(pid))
+        if request.comms:
+            wanted |= Filter.COMM
+            settings.comms.update(request.comms)
+        if request.uids:
+            wanted |= Filter.UID
+            settings.uids.update(request.uids)
+        if request.cgroups:
+            wanted |= Filter.CGROUP
+            settings.cgroups.update(request.cgroups)
+        settings.filter = wanted
+        # Processes known by number that are not followed load their libraries before long, or at any later time.
+        settings.watch_mappings = True
+        return settings
+
+    def _load(self, settings: Settings) -> Loader:
+        """The kernel verifies in one thread while this one imports what finds the probe sites."""
+        outcome: list[Loader | BaseException] = []
+
+        def load() -> None:
+            try:
+                outcome.append(open_loader(self._request.loader, settings))
+            except BaseException as error:  # noqa: BLE001 - carried over to the caller's thread
+                outcome.append(error)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        try:
+            self._resolver = Resolver()
+            self._first_files = self._likely_files()
+        finally:
+            thread.join()
+        result = outcome[0]
+        if isinstance(result, BaseException):
+            raise result
+        self._loader = result
+        return result
+
+    def _likely_files(self) -> list[str]:
+        """Files that the targets map, or will map."""
+        request = self._request
+        files: list[str] = []
+        if request.command:
+            files += targets.command_files(request.command[0])
+        for pid in request.pids:
+            files += [file.path for file in targets.mapped_files(pid)]
+        if request.command or request.comms or request.uids or request.cgroups or request.everything or request.follow:
+            files += targets.system_libraries()
+        return list(dict.fromkeys(files))
+
+    def _attach(self, loader: Loader, gate: _Gate | None) -> Probes:
+        request = self._request
+        self._status.loader = loader.name
+        only = () if request.follow or gate or not request.pids else request.pids
+        probes = Probes(self._resolver, loader, only_pids=only)
+        for path in request.libraries:
+            probes.attach(path, required=True)
+        for spec in request.by_hand:
+            probes.attach_by_hand(spec)
+        probes.attach_all(self._first_files)
+        if request.comms or request.uids or request.cgroups or request.everything:
+            running = (file.path for pid in targets.all_pids() for file in targets.mapped_files(pid))
+            probes.attach_all(dict.fromkeys(running))
+        if not probes.attached and request.pids and not request.follow:
+            for pid in request.pids:
+                if not targets.exists(pid):
+                    raise TargetError(f"process {pid} has ended")
+            names = ", ".join(str(pid) for pid in request.pids)
+            reason = f": {probes.notes[0]}" if probes.notes else ""
+            raise TargetError(
+                f"process {names} maps no file with TLS functions that tlscap can hook{reason}",
+                hint="a library loaded later is found with --follow; name one by hand with --lib or --probe",
+            )
+        return probes
+
+    def _open_outputs(self, stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO, BinaryIO | None]:
+        request = self._request
+        with acting_as(self._user):
+            sidecar_fd = self._create(request.sidecar) if request.sidecar else self._create_unnamed()
+            sidecar = stack.enter_context(os.fdopen(sidecar_fd, "wb", buffering=0))
+            source = stack.enter_context(open(f"/proc/self/fd/{sidecar_fd}", "rb"))  # noqa: SIM115
+            pcapng: BinaryIO | None = None
+            if request.pcapng == "-":
+                pcapng = os.fdopen(os.dup(1), "wb", buffering=0)
+            elif request.pcapng:
+                pcapng = os.fdopen(self._create(request.pcapng), "wb", buffering=0)
+            if pcapng:
+                stack.enter_context(pcapng)
+        return sidecar, source, pcapng
+
+    def _create(self, path: str) -> int:
+        """A new file, readable by its owner only.  Written in place: what a killed recorder leaves is where one looks."""
+        try:
+            if self._request.force and os.path.isfile(path):
+                os.unlink(path)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except FileExistsError as error:
+            raise OutputError(f"{path} exists already", hint="give another name with -o, or --force") from error
+        except OSError as error:
+            raise OutputError(f"{path} can't be created: {error.strerror}") from error
+        self._created.append(path)
+        return fd
+
+    def _create_unnamed(self) -> int:
+        """A file without a name, beside the output: it is gone when the last process closes it."""
+        folder = os.path.dirname(self._request.pcapng or "") or "."
+        for candidate in (folder, os.environ.get("TMPDIR", "/tmp")):
+            try:
+                return os.open(candidate, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EACCES, errno.EISDIR, errno.EROFS):
+                    raise OutputError(f"{candidate}: {error.strerror}") from error
+        raise OutputError("no folder takes a temporary file", hint="record with a sidecar: leave out --no-sidecar")
+
+    def _fork(
+        self, loader: Loader, sidecar: BinaryIO, source: BinaryIO, pcapng: BinaryIO | None
+    ) -> tuple[Channel, Channel]:
+        ring = Ring(loader.ring_fd, self._request.ring_size)
+        live = self._request.pcapng == "-"
+        first = decode.note(decode.RECORD_START, self._start_record(loader))
+        session_end, spool_end = Channel.pair()
+        view_report, view_session = Channel.pair()
+        announce, announced = Channel.pair()
+
+        def spool() -> int:
+            _nice(-5)
+            drop(self._user)
+            for channel in (session_end, view_report, view_session, announced):
+                channel.close()
+            if pcapng:
+                pcapng.close()
+            spooler = Spooler(ring, sidecar, spool_end, announce, first=first, flush_s=0.1 if live else 0.5)
+            return spooler.run(loader.ring_fd)
+
+        def show() -> int:
+            from tlscap.live.view import View  # noqa: PLC0415 - the session has no use for it
+
+            # Runs when nothing else wants to: the target and the recorder come first.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            drop(self._user)
+            for channel in (session_end, spool_end, view_report, announce):
+                channel.close()
+            sidecar.close()
+            return View(source, pcapng, announced, view_session, self._request.framing, live=live).run()
+
+        self._children["recorder"] = _fork_child(spool)
+        self._children["view"] = _fork_child(show)
+        for channel in (spool_end, view_session, announce, announced):
+            channel.close()
+        return session_end, view_report
+
+    def _start_record(self, loader: Loader) -> dict[str, object]:
+        system = os.uname()
+        request = self._request
+        return {
+            "tool": f"tlscap {tlscap.__version__}",
+            "host": system.nodename,
+            "os": f"{system.sysname} {system.release}",
+            "hardware": platform.machine(),
+            "loader": loader.name,
+            "framing": request.framing,
+            "snaplen": request.snaplen,
+            **_clock(),
+        }
+
+    # --- Recording ---
+
+    def _watch(self, loader: Loader, probes: Probes, session: Channel, view: Channel, gate: _Gate | None) -> None:
+        """Serve the recorder, look at the clock, and notice why to stop."""
+        with _Signals() as signals:
+            poller = select.poll()
+            handlers: dict[int, Callable[[], None]] = {
+                session.fileno(): lambda: self._hear_recorder(loader, probes, session),
+                view.fileno(): lambda: self._hear_view(view),
+                signals.fd: lambda: self._on_signal(signals, gate),
+            }
+            pidfds: list[int] = []
+            if gate:
+                pidfds.append(gate.pidfd)
+                handlers[gate.pidfd] = lambda: self._command_ended(gate)
+            elif self._request.pids:
+                waiting = set(self._request.pids)
+                for pid in self._request.pids:
+                    with contextlib.suppress(OSError):
+                        fd = os.pidfd_open(pid)
+                        pidfds.append(fd)
+                        handlers[fd] = self._target_ended(poller, fd, pid, waiting)
+            for fd in handlers:
+                poller.register(fd, select.POLLIN)
+            try:
+                while not self._stop_reason:
+                    for fd, _ in poller.poll(TICK_S * 1000):
+                        handlers[fd]()
+                    self._tick(loader, session)
+            finally:
+                for fd in pidfds:
+                    os.close(fd)
+
+    def _tick(self, loader: Loader, session: Channel) -> None:
+        request, status = self._request, self._status
+        status.elapsed_s = time.monotonic() - self._begun
+        status.counters = dict(loader.counters())
+        self._display.progress(status)
+        if self._exited and time.monotonic() - self._collected > COLLECT_S:
+            self._collected = time.monotonic()
+            self._collect(loader, session)
+        if request.duration_s and status.elapsed_s >= request.duration_s:
+            self._stop_reason = "duration"
+        elif request.max_size and status.sidecar_size >= request.max_size:
+            self._stop_reason = "size"
+        elif request.max_exchanges and status.exchanges >= request.max_exchanges:
+            self._stop_reason = "exchanges"
+
+    def _target_ended(self, poller: select.poll, fd: int, pid: int, waiting: set[int]) -> Callable[[], None]:
+        def ended() -> None:
+            poller.unregister(fd)
+            waiting.discard(pid)
+            if not waiting and not self._request.follow:
+                self._stop_reason = "targets ended"
+
+        return ended
+
+    def _on_signal(self, signals: _Signals, gate: _Gate | None) -> None:
+        for number in signals.take():
+            if gate and number == signal.SIGINT and not signals.repeated:
+                continue  # the terminal sent it to the command, too: its end is ours
+            if gate and number in (signal.SIGTERM, signal.SIGHUP) and not signals.repeated:
+                gate.kill(number)
+                continue
+            self._stop_reason = signal.Signals(number).name
+
+    def _command_ended(self, gate: _Gate) -> None:
+        self._status.command_status = gate.wait()
+        self._stop_reason = "command ended"
+
+    def _hear_recorder(self, loader: Loader, probes: Probes, session: Channel) -> None:
+        while (message := session.receive(0)) is not None:
+            if not message:
+                self._stop_reason = self._stop_reason or "the recorder process is gone"
+                self._status.errors.append("the recorder process ended unexpectedly")
+                return
+            self._on_recorder(parse(message), loader, probes, session)
+
+    def _on_recorder(self, told: Any, loader: Loader, probes: Probes, session: Channel) -> None:
+        match told:
+            case {"process": int(pid), "start_ns": int(start_ns)}:
+                details = {
+                    "start_ns": start_ns,
+                    "exe": targets.executable(pid),
+                    "libraries": [
+                        {"path": library.path, "build_id": library.build_id, "flavor": library.flavor}
+                        for library in probes.libraries_of(pid)
+                    ],
+                }
+                session.send(PREPEND + decode.note(decode.RECORD_PROCESS, details, pid=pid))
+            case {"mapped": int(pid), "inode": int(inode), "fd": int(fd)}:
+                path = mapped_path(pid, fd, inode)
+                if path and not self._stop_reason:
+                    try:
+                        if probes.attach(path):
+                            self._status.probed.append(path)
+                    except CaptureError as error:
+                        self._status.notes.append(str(error))
+            case {"exited": int(pid)}:
+                self._exited.add(pid)
+            case {"size": int(size)}:
+                self._status.sidecar_size = size
+            case {"error": str(text)}:
+                self._status.errors.append(f"{self._request.sidecar or 'the temporary file'}: {text}")
+                self._stop_reason = self._stop_reason or "error"
+
+    def _hear_view(self, view: Channel) -> None:
+        while (message := view.receive(0)) is not None:
+            if not message:
+                self._stop_reason = self._stop_reason or "the view process is gone"
+                return
+            self._on_view(parse(message))
+
+    def _on_view(self, told: Any) -> None:
+        status = self._status
+        if told.get("error"):
+            if not told.get("broken_pipe"):
+                status.errors.append(f"{self._request.pcapng}: {told['error']}")
+            self._stop_reason = self._stop_reason or "error"
+            return
+        status.flows, status.exchanges = told["flows"], told["exchanges"]
+        status.counted, status.stored, status.gaps = told["counted"], told["stored"], told["gaps"]
+        status.view_read = told["read"]
+
+    @staticmethod
+    def _messages(channel: Channel, open_ends: list[Channel]) -> Iterator[Any]:
+        """What has come; a channel whose other end is gone leaves the list."""
+        while message := channel.receive(0):
+            yield parse(message)
+        if message == b"":
+            open_ends.remove(channel)
+
+    # --- Ledgers ---
+
+    def _collect(self, loader: Loader, session: Channel, *, last: bool = False) -> None:
+        """Hand the recorder the last ledgers of connections that can't say them themselves.
+
+        Those of ended processes while recording; at the end all that are open, too.
+        """
+        alive = {
+            int.from_bytes(key, sys.byteorder): PROCESS_VALUE.unpack(value)[1]
+            for key, value in loader.items("processes")
+        }
+        now = time.monotonic_ns()
+        records: list[bytes] = []
+        for key, value in list(loader.items("connections")):
+            _, pid, incarnation = CONNECTION_KEY.unpack(key)
+            ident, bytes_in, bytes_out, *_ = CONNECTION.unpack(value)
+            ended = alive.get(pid) != incarnation
+            if ended:
+                loader.delete("connections", key)
+            if ended or last:
+                kind = decode.RECORD_ORPHAN if ended else decode.RECORD_LEDGER
+                records.append(decode.ledger(kind, pid, ident, bytes_in, bytes_out, time_ns=now))
+        for _, value in list(loader.items("orphans")) if last else ():
+            ident, bytes_in, bytes_out, *_ = CONNECTION.unpack(value)
+            records.append(decode.ledger(decode.RECORD_ORPHAN, 0, ident, bytes_in, bytes_out, time_ns=now))
+        for at in range(0, len(records), LEDGERS_PER_MESSAGE):
+            session.send(APPEND + b"".join(records[at : at + LEDGERS_PER_MESSAGE]))
+        self._exited.clear()
+
+    # --- The end ---
+
+    def _finish(self, loader: Loader, probes: Probes, session: Channel, view: Channel) -> None:
+        """Everything that happened is in the ring or in the maps: bring it into the files."""
+        loader.detach()
+        status = self._status
+        status.finishing = True
+        session.send(FINISH)
+        self._collect(loader, session, last=True)
+        status.counters = dict(loader.counters())
+        counters = {counter.name.lower(): value for counter, value in status.counters.items()}
+        end = {"counters": counters, "stopped": self._stop_reason}
+        session.send(APPEND + decode.note(decode.RECORD_END, end, time_ns=time.monotonic_ns()))
+        session.send(FINISH)
+        done = False
+        open_ends = [session, view]
+        with _Signals() as signals:
+            while not done:
+                ready, _, _ = select.select(open_ends, [], [], TICK_S)
+                if session in ready:
+                    for message in self._messages(session, open_ends):
+                        self._on_recorder(message, loader, probes, session)
+                if view in ready:
+                    for message in self._messages(view, open_ends):
+                        self._on_view(message)
+                        done = done or bool(message.get("done"))
+                self._display.progress(status)
+                if signals.take():
+                    status.notes.append("finishing the files; send the signal again to give up on the pcapng")
+                    if signals.repeated:
+                        os.kill(self._children["view"], signal.SIGKILL)
+                        status.errors.append("the pcapng is not complete: tlscap rebuild makes it from the sidecar")
+                        break
+                if _ended(self._children["view"]):
+                    done = True
+        for name in ("recorder", "view"):
+            _reap(self._children[name])
+
+
+def _clock() -> dict[str, int]:
+    """Wall-clock time and the probes' clock, read together: of a few tries, the closest."""
+    tries = []
+    for _ in range(5):
+        before = time.monotonic_ns()
+        wall = time.time_ns()
+        after = time.monotonic_ns()
+        tries.append((after - before, wall, (before + after) // 2))
+    _, wall, monotonic = min(tries)
+    return {"wall_ns": wall, "monotonic_ns": monotonic}
+
+
+def _since_process_start() -> float:
+    """Seconds since this process was started by the kernel."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - targets.start_time_ns(os.getpid()) / 1e9)
+
+
+def _may_trace() -> bool:
+    """Whether a process that is not root holds CAP_BPF and CAP_PERFMON (bits 39 and 38)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    except (OSError, StopIteration, ValueError):
+        return False
+    return effective >> 38 & 3 == 3
+
+
+def _nice(change: int) -> None:
+    with contextlib.suppress(OSError):
+        os.nice(change)
+
+
+def _fork_child(body: Callable[[], int]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            ignore_terminal_signals()
+            status = body()
+        except KeyboardInterrupt:
+            pass
+        except BaseException as error:  # noqa: BLE001 - the last stop before the process ends
+            print(f"tlscap: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        finally:
+            os._exit(status)
+    return pid
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP as something to poll for."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.fd, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._count = 0
+
+    @property
+    def repeated(self) -> bool:
+        return self._count > 1
+
+    def take(self) -> list[int]:
+        try:
+            came = list(os.read(self.fd, 64))
+        except BlockingIOError:
+            return []
+        self._count += len(came)
+        return came
+
+    def __enter__(self) -> Self:
+        self._old = {number: signal.signal(number, lambda *_: None) for number in self.NUMBERS}
+        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        os.close(self.fd)
+        os.close(self._write)
+
+
+class _Gate:
+    """The command: forked at once, so that its pid is known, but not running before the gate is opened."""
+
+    def __init__(self, command: tuple[str, ...], user: User | None) -> None:
+        hold_read, self._hold = os.pipe2(os.O_CLOEXEC)
+        self._command = command
+        self._waited: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._hold)
+            _run_command(command, user, hold_read)
+        os.close(hold_read)
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def open(self) -> None:
+        os.write(self._hold, b"g")
+        os.close(self._hold)
+        self._hold = -1
+
+    def kill(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """The exit status, or 128 and the number of the signal that ended it, as shells say it."""
+        if self._waited is None:
+            _, status = os.waitpid(self.pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            self._waited = code if code >= 0 else 128 - code
+        return self._waited
+
+    def abandon(self) -> None:
+        """Never let a command run that is not recorded."""
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+
+
+def _run_command(command: tuple[str, ...], user: User | None, hold: int) -> NoReturn:
+    status = 126
+    try:
+        if not os.read(hold, 1):
+            os._exit(0)  # the session gave up
+        if user:
+            become(user)
+            os.environ.update(HOME=user.home, USER=user.name, LOGNAME=user.name)
+        os.execvp(command[0], command)
+    except FileNotFoundError:
+        status = 127
+        print(f"tlscap: {command[0]}: command not found", file=sys.stderr)
+    except OSError as error:
+        print(f"tlscap: {command[0]}: {error.strerror}", file=sys.stderr)
+    finally:
+        os._exit(status)
+
+
+__all__ = ["DEFAULT_RING", "AttachError", "Display", "Request", "Session", "Status"]

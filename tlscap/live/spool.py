@@ -1,0 +1,272 @@
+"""The recorder process: from the ring into the sidecar, doing the least per sample.
+
+It runs without privileges, forked from the session that owns the probes, and speaks with it over a socket
+(`Channel`).  Two threads: one moves samples from the ring into buffers, the other compresses and writes
+full buffers; zstd and the ring reader release the GIL, so both really run at once.  Memory is bounded
+by the number of buffers: when all are full the ring fills up, and the kernel counts what it drops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from tlscap import decode
+from tlscap.live._ring import Ring
+from tlscap.sidecar import FRAME_SIZE, SidecarWriter
+
+BUFFERS = 8
+MAX_SAMPLE = 20 << 10
+"""More than any sample takes: a buffer with less room than this is full."""
+NOTICES = 1 << decode.SAMPLE_PROCESS | 1 << decode.SAMPLE_MAPPED | 1 << decode.SAMPLE_EXIT
+"""Sample types that the session is told of at once."""
+MAX_NOTICES = 512
+"""How many a call of `Ring.drain` reports at most."""
+BUSY_WAIT_MS, IDLE_WAIT_MS = 4, 40
+DETAILS_WAIT = 0.3
+"""Longest time, in seconds, that the ring waits for the session to look a new process up."""
+
+
+class Channel:
+    """Messages between the session and a child process, over a socket that keeps their borders."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+
+    @staticmethod
+    def pair() -> tuple[Channel, Channel]:
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Channel(one), Channel(other)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, data: bytes) -> bool:
+        """False when the other end is gone."""
+        try:
+            self._socket.send(data)
+        except OSError:
+            return False
+        return True
+
+    def tell(self, **message: object) -> bool:
+        return self.send(b"J" + json.dumps(message).encode())
+
+    def receive(self, timeout: float | None = None) -> bytes | None:
+        """A message; empty when the other end is gone; None when nothing came in time."""
+        self._socket.settimeout(timeout)
+        try:
+            return self._socket.recv(1 << 20)
+        except (TimeoutError, BlockingIOError):
+            return None
+        except OSError:
+            return b""
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+# What the session sends: a letter, then records.
+PREPEND, APPEND, FINISH = b"P", b"A", b"F"
+
+
+@dataclass(slots=True)
+class _Full:
+    buffer: bytearray
+    used: int
+    before: bytes
+
+
+class _FrameWriter(threading.Thread):
+    """Compresses and writes full buffers, and gives them back."""
+
+    def __init__(self, writer: SidecarWriter, grown: Callable[[int], None]) -> None:
+        super().__init__(name="frames", daemon=True)
+        self.free: queue.Queue[bytearray] = queue.Queue()
+        for _ in range(BUFFERS):
+            self.free.put(bytearray(FRAME_SIZE + MAX_SAMPLE))
+        self.full: queue.Queue[_Full | None] = queue.Queue()
+        self.error: OSError | None = None
+        self._writer = writer
+        self._grown = grown
+
+    def run(self) -> None:
+        while (one := self.full.get()) is not None:
+            if self.error is None:
+                try:
+                    view = memoryview(one.buffer)[: one.used]
+                    self._writer.write(one.before + bytes(view) if one.before else view)
+                    view.release()
+                    self._grown(self._writer.size)
+                except OSError as error:
+                    self.error = error
+            self.free.put(one.buffer)
+
+
+class Spooler:
+    """Drains the ring until the session says FINISH, or is gone."""
+
+    def __init__(
+        self, ring: Ring, stream: BinaryIO, session: Channel, view: Channel | None, *, first: bytes, flush_s: float
+    ) -> None:
+        self._ring = ring
+        self._stream = stream
+        self._session = session
+        self._view = view
+        self._flush_s = flush_s
+        self._writer = SidecarWriter(stream)
+        self._frames = _FrameWriter(self._writer, self._grown)
+        self._before = [first]
+        self._buffer = self._frames.free.get()
+        self._used = 0
+        self._since = time.monotonic()
+        self._finishing = False
+
+    def _grown(self, size: int) -> None:
+        if self._view and not self._view.send(struct.pack("<Q", size)):
+            self._view = None
+        self._session.tell(size=size)
+
+    def run(self, ring_fd: int) -> int:
+        """Returns an exit status: 0, or 5 when the file could not be written."""
+        self._frames.start()
+        self._hand_over()  # so that the file says who recorded, even when nothing ever comes
+        poller = select.epoll()
+        poller.register(self._session.fileno(), select.EPOLLIN)
+        # Edge-triggered: the ring is "readable" all the time; only the probes' wake-up call matters.
+        poller.register(ring_fd, select.EPOLLIN | select.EPOLLET)
+        wait_ms = IDLE_WAIT_MS
+        while not self._finishing and self._frames.error is None:
+            for fd, _ in poller.poll(wait_ms / 1000):
+                if fd == self._session.fileno():
+                    self._hear()
+            came = self._drain()
+            wait_ms = BUSY_WAIT_MS if came else min(wait_ms * 2, IDLE_WAIT_MS)
+            if self._used and time.monotonic() - self._since >= self._flush_s:
+                self._hand_over()
+        if self._frames.error is None:
+            while self._drain():
+                pass
+            self._take_tail()
+            self._hand_over()
+        self._frames.full.put(None)
+        self._frames.join()
+        return self._close()
+
+    def _drain(self) -> int:
+        """Move what is there.  Returns the number of samples."""
+        total = 0
+        while True:
+            self._used, samples, notices = self._ring.drain(self._buffer, self._used, NOTICES)
+            total += samples
+            for at in notices:
+                self._notice(at)
+            if self._used > FRAME_SIZE:
+                self._hand_over()
+            elif len(notices) < MAX_NOTICES:
+                return total  # the end of the ring, neither a full buffer nor a full list
+
+    def _notice(self, at: int) -> None:
+        for event in decode.decode(bytes(self._buffer[at : at + 2048])[: self._size(at)]):
+            match event:
+                case decode.ProcessEvent():
+                    self._session.tell(process=event.pid, start_ns=event.start_ns)
+                    self._wait_for_details()
+                case decode.MappedEvent():
+                    self._session.tell(
+                        mapped=event.pid, inode=event.inode, device=event.device, fd=event.fd, time_ns=event.time_ns
+                    )
+                case decode.ExitEvent():
+                    self._session.tell(exited=event.pid)
+
+    def _size(self, at: int) -> int:
+        return int.from_bytes(self._buffer[at + 4 : at + 8], "little") + 7 & ~7
+
+    def _wait_for_details(self) -> None:
+        """The session reads /proc: it may, this process may not.  The answer goes before the samples."""
+        deadline = time.monotonic() + DETAILS_WAIT
+        while not self._finishing and (left := deadline - time.monotonic()) > 0:
+            message = self._session.receive(left)
+            if message is None:
+                return
+            self._act(message)
+            if message[:1] == PREPEND:
+                return
+
+    def _hear(self) -> None:
+        """One message from the session.  An empty one means that it is gone: finish with what there is."""
+        message = self._session.receive(0)
+        if message is not None:
+            self._act(message)
+
+    def _act(self, message: bytes) -> None:
+        kind, records = message[:1], message[1:]
+        if kind == PREPEND:
+            self._before.append(records)
+        elif kind == APPEND:
+            self._append(records)
+        else:
+            self._finishing = True
+
+    def _append(self, records: bytes) -> None:
+        if self._used + len(records) > len(self._buffer):
+            self._hand_over()
+        self._buffer[self._used : self._used + len(records)] = records
+        self._used += len(records)
+
+    def _take_tail(self) -> None:
+        """Ledgers and counters follow the last sample."""
+        while message := self._session.receive(0.5):
+            kind = message[:1]
+            if kind == APPEND:
+                self._append(message[1:])
+            elif kind == FINISH:
+                return
+
+    def _hand_over(self) -> None:
+        before = b"".join(self._before)
+        self._before.clear()
+        if self._used or before:
+            self._frames.full.put(_Full(self._buffer, self._used, before))
+            self._buffer = self._frames.free.get()  # waits when every buffer is full: memory stays bounded
+        self._used = 0
+        self._since = time.monotonic()
+
+    def _close(self) -> int:
+        error = self._frames.error
+        if error is None:
+            try:
+                self._writer.close()
+            except OSError as late:
+                error = late
+        if error is not None:
+            # Cut off a half-written frame: what is left is whole.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._stream.fileno(), self._writer.size)
+            self._session.tell(error=error.strerror or str(error))
+        self._session.tell(done=True, size=self._writer.size)
+        return 5 if error else 0
+
+
+def ignore_terminal_signals() -> None:
+    """Ctrl-C reaches the whole group; the session decides what it means."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def parse(message: bytes) -> Mapping[str, Any]:
+    """A message sent with `Channel.tell`."""
+    parsed = json.loads(message[1:])
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,0 +1,129 @@
+"""The view process: follows the growing sidecar and writes the pcapng from it.
+
+It may lag: the ring and the sidecar come first, so this process is the nicest of all and reads whole frames
+as far as the recorder says they are complete.  It counts flows and exchanges for the live line on its way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+from typing import BinaryIO
+
+from tlscap.errors import FormatError
+from tlscap.http.exchanges import ExchangeBuilder
+from tlscap.live.spool import Channel
+from tlscap.model import Item
+from tlscap.rebuild import PcapngBuilder
+from tlscap.sidecar import SidecarReader
+
+REPORT_S = 0.2
+WRITE_SIZE = 1 << 20
+
+
+def _nothing(_: Item) -> bool:
+    return False
+
+
+class View:
+    """Reads frames as they are announced; reports to the session."""
+
+    def __init__(
+        self,
+        source: BinaryIO,
+        target: BinaryIO | None,
+        announced: Channel,
+        session: Channel,
+        framing: str,
+        *,
+        live: bool,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._announced = announced
+        self._session = session
+        # Without a pcapng to write, the flows are still followed: the summary proves what is stored.
+        self._builder = PcapngBuilder(framing, keep=None if target else _nothing)
+        self._exchanges = ExchangeBuilder()
+        self._exchange_count = 0
+        self._live = live
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._written = 0
+        self._reported = 0.0
+
+    def run(self) -> int:
+        """Returns an exit status: 0, or 5 when the pcapng could not be written."""
+        try:
+            self._follow()
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # nobody is waiting but the user
+            for block in self._builder.finish():
+                self._hold(block)
+            self._write()
+        except OSError as error:
+            self._session.tell(error=error.strerror or str(error), broken_pipe=isinstance(error, BrokenPipeError))
+            self._report(done=True)
+            return 5
+        except FormatError as error:
+            self._session.tell(error=f"the sidecar just written can't be read: {error}")
+            self._report(done=True)
+            return 5
+        self._report(done=True)
+        return 0
+
+    def _follow(self) -> None:
+        reader: SidecarReader | None = None
+        while message := self._announced.receive():
+            (limit,) = struct.unpack("<Q", message)
+            # Several announcements may wait: the last is enough.
+            while (newer := self._announced.receive(0)) is not None:
+                if not newer:
+                    break
+                (limit,) = struct.unpack("<Q", newer)
+            reader = reader or SidecarReader(self._source)
+            for frame in reader.frames(limit):
+                for block in self._builder.feed(frame, self._count):
+                    self._hold(block)
+                self._report()
+            if self._live:
+                self._write()  # whole blocks only: a reader at the other end of a pipe waits for the rest of a block
+
+    def _count(self, item: Item) -> None:
+        self._exchange_count += len(self._exchanges.feed(item))
+
+    def _hold(self, block: bytes) -> None:
+        self._held.append(block)
+        self._held_size += len(block)
+        if self._held_size >= WRITE_SIZE:
+            self._write()
+
+    def _write(self) -> None:
+        if self._target and self._held:
+            view = memoryview(b"".join(self._held))
+            while view:
+                view = view[self._target.write(view) or 0 :]
+        self._written += self._held_size
+        self._held.clear()
+        self._held_size = 0
+
+    def _report(self, *, done: bool = False) -> None:
+        now = time.monotonic()
+        if not done and now - self._reported < REPORT_S:
+            return
+        self._reported = now
+        totals = self._builder.table.totals
+        self._session.tell(
+            view=True,
+            done=done,
+            flows=self._builder.table.flow_count,
+            exchanges=self._exchange_count,
+            read=self._source.tell(),
+            written=self._written,
+            counted=totals.counted,
+            stored=totals.stored,
+            gaps=totals.gaps,
+            pid=os.getpid(),
+        )

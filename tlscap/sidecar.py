@@ -1,0 +1,221 @@
+r"""The sidecar file: the kernel's samples and a few records of our own, in independent zstd frames.
+
+Layout (docs/format.md has it to the byte)::
+
+    skippable frame   magic "tlscap\\0", format version           recognised by readers, ignored by zstd
+    zstd frame        whole records, content size and checksum    as many as it takes
+    ...
+    skippable frame   the seekable-format index of the frames     only when the file was closed cleanly
+
+A killed recorder loses at most the frame it had not written; everything before opens.  The ordinary
+``zstd`` tool decompresses the file.  Writers and readers take binary streams and open nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import zstandard
+
+from tlscap.errors import CorruptError, FormatError, TruncatedError, UnsupportedVersionError
+
+FORMAT_VERSION = 1
+MAGIC = b"tlscap\0"
+SKIPPABLE_MAGIC = 0x184D2A50
+INDEX_MAGIC = 0x184D2A5E
+SEEKABLE_MAGIC = 0x8F92EAB1
+"""Footer of Zstandard Seekable Format 0.1.0 (facebook/zstd, contrib/seekable_format)."""
+ZSTD_MAGIC = 0xFD2FB528
+
+FRAME_SIZE = 4 << 20
+"""Bytes of records after which a writer closes a frame."""
+MAX_FRAME = 64 << 20
+"""No frame a reader accepts is larger, packed or unpacked: memory stays bounded whatever a file claims."""
+
+_SKIPPABLE = struct.Struct("<II")
+_IDENTITY = struct.Struct("<7sB8x")
+_INDEX_ENTRY = struct.Struct("<II")
+_FOOTER = struct.Struct("<IBI")
+
+
+def identity() -> bytes:
+    """The skippable frame that begins a sidecar: 24 bytes."""
+    body = _IDENTITY.pack(MAGIC, FORMAT_VERSION)
+    return _SKIPPABLE.pack(SKIPPABLE_MAGIC, len(body)) + body
+
+
+class SidecarWriter:
+    """Appends frames to a stream.  Each `write` puts one whole frame into the file, in one call."""
+
+    def __init__(self, stream: BinaryIO, *, level: int = 1) -> None:
+        self._stream = stream
+        # Checksums let a reader tell a damaged frame; the content size lets it bound its memory before unpacking.
+        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        head = identity()
+        self._write_all(head)
+        self._index: list[tuple[int, int]] = [(len(head), 0)]
+        self.size = len(head)
+        """Bytes of whole frames written: a reader may follow up to here."""
+
+    def write(self, records: bytes | bytearray | memoryview) -> None:
+        """One frame of whole records.  Raises `OSError`; the file then ends at the last whole frame."""
+        packed = self._compressor.compress(records)
+        self._write_all(packed)
+        self._index.append((len(packed), len(records)))
+        self.size += len(packed)
+
+    def close(self) -> None:
+        """Write the index.  The stream stays open."""
+        self._write_all(seek_index(self._index))
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = self._stream.write(view)
+            view = view[written or 0 :]
+
+
+def seek_index(frames: list[tuple[int, int]]) -> bytes:
+    """The index frame for frames of these (packed, unpacked) sizes."""
+    entries = b"".join(_INDEX_ENTRY.pack(*frame) for frame in frames)
+    footer = _FOOTER.pack(len(frames), 0, SEEKABLE_MAGIC)  # descriptor 0: no checksums, the frames have their own
+    return _SKIPPABLE.pack(INDEX_MAGIC, len(entries) + len(footer)) + entries + footer
+
+
+class SidecarReader:
+    """Yields the unpacked frames of a sidecar, from its beginning.
+
+    `frames` raises `TruncatedError` where the file ends inside a frame or without its index, and
+    `CorruptError` where a checksum is wrong, always after it yielded everything before.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        """Check the identity.  Raises `CorruptError` for another kind of file, `UnsupportedVersionError`."""
+        self._stream = stream
+        self.position = 0
+        """Bytes consumed: the end of the last whole frame."""
+        head = stream.read(len(identity()))
+        if not head:
+            raise TruncatedError("the file is empty", offset=0)
+        if len(head) < len(identity()):
+            if identity().startswith(head):
+                raise TruncatedError("the file ends inside its first bytes", offset=len(head))
+            raise CorruptError("not a tlscap sidecar", offset=0)
+        magic, size = _SKIPPABLE.unpack_from(head)
+        name, self.version = _IDENTITY.unpack_from(head, 8)
+        if magic != SKIPPABLE_MAGIC or size != _IDENTITY.size or name != MAGIC:
+            raise CorruptError("not a tlscap sidecar", offset=0)
+        if self.version > FORMAT_VERSION:
+            raise UnsupportedVersionError(
+                f"the file has format version {self.version}; this tlscap reads up to {FORMAT_VERSION}",
+                offset=0,
+                hint="update tlscap",
+            )
+        self.position = len(head)
+        self._pending = b""
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_FRAME)
+
+    def frames(self, limit: int | None = None) -> Iterator[bytes]:
+        """Unpacked frames.  With ``limit``, only those that end at or before that byte of the file,
+        without complaint: a file that is still being written is followed this way.
+        """
+        while limit is None or self.position < limit:
+            magic = self._peek(4)
+            if not magic and limit is None:
+                raise TruncatedError(
+                    "the file has no index: its recorder was stopped before its end", offset=self.position
+                )
+            if len(magic) < 4:
+                raise self._cut()
+            number = int.from_bytes(magic, "little")
+            if number == INDEX_MAGIC:
+                return
+            if number & 0xFFFFFFF0 == SKIPPABLE_MAGIC:
+                self._skip()
+            elif number == ZSTD_MAGIC:
+                yield self._frame()
+            else:
+                raise CorruptError(f"no frame begins at byte {self.position}", offset=self.position)
+
+    def _cut(self) -> TruncatedError:
+        return TruncatedError(f"the file ends inside a frame that begins at byte {self.position}", offset=self.position)
+
+    def _fill(self, size: int) -> None:
+        parts = [self._pending]
+        missing = size - len(self._pending)
+        while missing > 0:
+            part = self._stream.read(missing)
+            if not part:
+                break
+            parts.append(part)
+            missing -= len(part)
+        self._pending = b"".join(parts)
+
+    def _peek(self, size: int) -> bytes:
+        if len(self._pending) < size:
+            self._fill(size)
+        return self._pending[:size]
+
+    def _take(self, size: int) -> bytes:
+        data = self._peek(size)
+        if len(data) < size:
+            raise self._cut()
+        self._pending = self._pending[size:]
+        self.position += size
+        return data
+
+    def _skip(self) -> None:
+        head = self._peek(8)
+        if len(head) < 8:
+            raise self._cut()
+        _, size = _SKIPPABLE.unpack(head)
+        if size > MAX_FRAME:
+            raise CorruptError(f"a frame at byte {self.position} claims {size} bytes", offset=self.position)
+        self._take(8 + size)
+
+    def _frame(self) -> bytes:
+        start = self.position
+        try:
+            parameters = zstandard.get_frame_parameters(self._peek(18))
+            unpacked = parameters.content_size
+            if unpacked in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) or unpacked > MAX_FRAME:
+                raise CorruptError(f"the frame at byte {start} does not say a size below {MAX_FRAME}", offset=start)
+            unpacker = self._decompressor.decompressobj()
+            parts: list[bytes] = []
+            held = self._pending
+            consumed = 0
+            while not unpacker.eof:
+                if not held:
+                    held = self._stream.read(256 << 10)
+                    if not held:
+                        self._pending = b""
+                        raise self._cut()
+                parts.append(unpacker.decompress(held))
+                consumed += len(held) - len(unpacker.unused_data)
+                if consumed > MAX_FRAME + 4096:
+                    raise CorruptError(f"the frame at byte {start} is too large", offset=start)
+                held = unpacker.unused_data if unpacker.eof else b""
+        except zstandard.ZstdError as error:
+            raise CorruptError(f"the frame at byte {start} is damaged: {error}", offset=start) from error
+        self._pending = held
+        self.position += consumed
+        return b"".join(parts)
+
+
+def is_sidecar(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (24 suffice) is a sidecar."""
+    return head[8:15] == MAGIC and head[:4] == SKIPPABLE_MAGIC.to_bytes(4, "little")
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "FRAME_SIZE",
+    "FormatError",
+    "SidecarReader",
+    "SidecarWriter",
+    "identity",
+    "is_sidecar",
+    "seek_index",
+]
