@@ -46,6 +46,7 @@ enum sample_flags {
 #define CHUNK_MAX 16384
 #define NAME_MAX_LEN 256
 #define CMDLINE_MAX 1024
+#define EXE_MAX 256
 
 struct sample_header {
 	__u16 type;
@@ -121,6 +122,7 @@ struct sample_process {
 	char comm[16];
 	__u32 cmdline_len;
 	__u32 pad;
+	char exe[EXE_MAX]; /* as given to execve, zero-terminated: maybe relative */
 	char cmdline[CMDLINE_MAX];
 };
 

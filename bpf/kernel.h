@@ -22,6 +22,7 @@ enum offset_index {
 	OFF_signal_struct_live,
 	OFF_mm_struct_arg_start,
 	OFF_mm_struct_arg_end,
+	OFF_mm_struct_env_end,
 	OFF_files_struct_fdt,
 	OFF_fdtable_fd,
 	OFF_fdtable_max_fds,
@@ -55,7 +56,7 @@ struct signal_struct {
 	} live;
 };
 struct mm_struct {
-	unsigned long arg_start, arg_end;
+	unsigned long arg_start, arg_end, env_end;
 };
 struct super_block {
 	__u32 s_dev;

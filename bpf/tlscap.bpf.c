@@ -179,7 +179,7 @@ INLINE void report_process(struct config *c, __u32 pid, void *first, __u64 start
 {
 	struct sample_process *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_process), 0);
 	void *parent = 0, *mm = 0;
-	unsigned long from = 0, to = 0;
+	unsigned long from = 0, to = 0, environment_end = 0;
 	__u32 length;
 
 	if (!s) {
@@ -200,6 +200,7 @@ INLINE void report_process(struct config *c, __u32 pid, void *first, __u64 start
 	if (mm) {
 		KERNEL_READ(from, mm, mm_struct, arg_start);
 		KERNEL_READ(to, mm, mm_struct, arg_end);
+		KERNEL_READ(environment_end, mm, mm_struct, env_end);
 	}
 	length = to > from ? to - from : 0;
 	OPAQUE(length);
@@ -207,7 +208,10 @@ INLINE void report_process(struct config *c, __u32 pid, void *first, __u64 start
 		length = CMDLINE_MAX;
 	if (bpf_probe_read_user(s->cmdline, length, (void *)from) == 0)
 		s->cmdline_len = length;
-	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
+	/* execve leaves the path it was given above the environment, out of reach of those who rename themselves. */
+	if (bpf_probe_read_user_str(s->exe, sizeof(s->exe), (void *)environment_end) < 0)
+		s->exe[0] = 0;
+	bpf_ringbuf_submit(s, BPF_RB_FORCE_WAKEUP); /* user space looks it up while it lives */
 }
 
 /* The process's entry when its calls are to be recorded, else null. */
@@ -952,9 +956,12 @@ INLINE int on_end_call(struct pt_regs *ctx, __u32 recycled)
 {
 	struct connection_key key = {};
 	struct config *c = settings();
+	struct connection *conn = c ? named(ctx, c, &key, 0) : 0;
 
-	if (c && named(ctx, c, &key, 0))
-		close_connection(c, &key, recycled);
+	/* A handshake begins with SSL_clear: nothing has passed yet, so it is the same connection. */
+	if (!conn || (recycled && !conn->bytes[0] && !conn->bytes[1] && !(conn->flags & HAS_HANDSHAKE)))
+		return 0;
+	close_connection(c, &key, recycled);
 	return 0;
 }
 

@@ -23,7 +23,7 @@ ADDRESS = struct.Struct("<16s16sHHHHII")  # local, remote, family, local_port, r
 HANDSHAKE = struct.Struct("<QII")  # start_ns, calls, pad
 NAME = struct.Struct("<HHI")  # kind, length, pad; the text follows
 CLOSE = struct.Struct("<QQII")  # bytes inbound, bytes outbound, recycled, pad
-PROCESS = struct.Struct("<QII16sII")  # start_ns, ppid, uid, comm, cmdline_len, pad; the command line follows
+PROCESS = struct.Struct("<QII16sII256s")  # start_ns, ppid, uid, comm, cmdline_len, pad, exe; the command line follows
 MAPPED = struct.Struct("<QIi")  # inode, device, fd
 MARK = struct.Struct("<QQHB5x")  # offset, length, kind, direction
 
@@ -138,6 +138,7 @@ class ProcessEvent:
     ppid: int
     uid: int
     comm: str
+    exe: str
     cmdline: tuple[str, ...]
 
 
@@ -255,10 +256,11 @@ def _small(kind: int, body: bytes, time_ns: int, pid: int, conn: int) -> Event |
             bytes_in, bytes_out, _, _ = CLOSE.unpack_from(body)
             return CloseEvent(time_ns, pid, conn, bytes_in, bytes_out, kind != RECORD_LEDGER)
         case 9:
-            start_ns, ppid, uid, comm, length, _ = PROCESS.unpack_from(body)
+            start_ns, ppid, uid, comm, length, _, exe = PROCESS.unpack_from(body)
             raw = body[PROCESS.size : PROCESS.size + length]
             words = tuple(_text(word) for word in raw.split(b"\0")[: -1 if raw.endswith(b"\0") else None])
-            return ProcessEvent(time_ns, pid, start_ns, ppid, uid, _text(comm.split(b"\0")[0]), words)
+            name, path = _text(comm.split(b"\0")[0]), _text(exe.split(b"\0")[0])
+            return ProcessEvent(time_ns, pid, start_ns, ppid, uid, name, path, words)
         case 10:
             return MappedEvent(time_ns, pid, *MAPPED.unpack_from(body))
         case 11:

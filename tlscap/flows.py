@@ -184,6 +184,7 @@ class FlowTable:
             ppid=event.ppid,
             uid=event.uid,
             cmdline=event.cmdline,
+            exe=event.exe,
         )
         details = self._details.pop(event.pid, None)
         if details and details.get("start_ns") == event.start_ns:
@@ -272,7 +273,7 @@ class FlowTable:
 
 
 def _add_details(process: Process, body: dict[str, object]) -> None:
-    process.exe = str(body.get("exe") or "")
+    process.exe = str(body.get("exe") or process.exe)
     libraries = body.get("libraries")
     if isinstance(libraries, list):
         process.libraries = tuple(

@@ -12,7 +12,7 @@ _TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """``4096``, ``64K``, ``1.5MiB``: bytes; K, M, G are decimal, Ki, Mi, Gi binary."""
 
     name = "size"
@@ -27,7 +27,7 @@ class Size(click.ParamType):
         return int(float(match[1]) * factor)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """``10``, ``500ms``, ``2m``, ``1h``: seconds when no unit is given."""
 
     name = "time"

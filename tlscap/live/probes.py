@@ -90,8 +90,13 @@ class Probes:
         return sum(self.attach(path) for path in paths)
 
     def libraries_of(self, pid: int) -> list[ResolvedLibrary]:
-        """The probed files that a process maps."""
+        """The probed files that a process maps.
+
+        When it is gone already and only one file is probed, its calls can't have come from another.
+        """
         mapped = {(file.device, file.inode) for file in targets.mapped_files(pid)}
+        if not mapped and len(self.attached) == 1:
+            return list(self.attached.values())
         by_inode = {inode for _, inode in mapped}
         return [
             library
