@@ -20,7 +20,7 @@ enum sample_type {
 	SAMPLE_EOF = 7,       /* a read returned 0: the peer is done */
 	SAMPLE_CLOSE = 8,     /* the library freed or recycled the connection */
 	SAMPLE_PROCESS = 9,   /* a process made its first TLS call */
-	SAMPLE_MAPPED = 10,   /* a process maps a file as executable */
+	SAMPLE_MAPPED = 10,   /* a process runs another program, or mapped libraries */
 	SAMPLE_EXIT = 11,     /* a process that made TLS calls ended */
 	SAMPLE_MARK = 12,     /* early data or a peek: says something about bytes, moves none */
 };
@@ -45,6 +45,7 @@ enum sample_flags {
 
 #define CHUNK_MAX 16384
 #define NAME_MAX_LEN 256
+#define NO_FD 0xffffffff
 #define CMDLINE_MAX 1024
 #define EXE_MAX 256
 
@@ -130,7 +131,7 @@ struct sample_mapped {
 	struct sample_header h;
 	__u64 inode;
 	__u32 device;
-	__s32 fd; /* the descriptor given to mmap, or -1 for the executable itself */
+	__u32 executable; /* a program began to run from this file; else look at what the process maps */
 };
 
 struct sample_mark {

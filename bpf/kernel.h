@@ -3,51 +3,15 @@
  * The few kernel structures tlscap reads, and how.
  *
  * libbpf relocates the accesses to the running kernel (CO-RE); the structures name only the fields that
- * are used.  BCC compiles against headers that may belong to another kernel, so there the offsets
- * come from the running kernel's BTF through `config.offsets`; the names below are the index.
+ * are used.  BCC compiles against headers that may belong to another kernel, so there tlscap/live/bcc.py
+ * defines OFFSET_type_field, from the running kernel's BTF, for each type and field that KERNEL_READ names.
  */
 #ifndef TLSCAP_KERNEL_H
 #define TLSCAP_KERNEL_H
 
-enum offset_index {
-	OFF_task_struct_group_leader,
-	OFF_task_struct_real_parent,
-	OFF_task_struct_start_boottime,
-	OFF_task_struct_tgid,
-	OFF_task_struct_pid,
-	OFF_task_struct_comm,
-	OFF_task_struct_files,
-	OFF_task_struct_mm,
-	OFF_task_struct_signal,
-	OFF_signal_struct_live,
-	OFF_mm_struct_arg_start,
-	OFF_mm_struct_arg_end,
-	OFF_mm_struct_env_end,
-	OFF_files_struct_fdt,
-	OFF_fdtable_fd,
-	OFF_fdtable_max_fds,
-	OFF_file_private_data,
-	OFF_file_f_inode,
-	OFF_inode_i_mode,
-	OFF_inode_i_ino,
-	OFF_inode_i_sb,
-	OFF_super_block_s_dev,
-	OFF_socket_sk,
-	OFF_sock_sk_protocol,
-	OFF_sock_common_skc_family,
-	OFF_sock_common_skc_num,
-	OFF_sock_common_skc_dport,
-	OFF_sock_common_skc_rcv_saddr,
-	OFF_sock_common_skc_daddr,
-	OFF_sock_common_skc_v6_rcv_saddr,
-	OFF_sock_common_skc_v6_daddr,
-	OFF_tcp_sock_srtt_us,
-	OFF_linux_binprm_file,
-};
-
 #ifdef TLSCAP_BCC
 #define KERNEL_READ(dst, base, type, field) \
-	bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)((__u64)(base) + config_offset(OFF_##type##_##field)))
+	bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)((__u64)(base) + OFFSET_##type##_##field))
 #else
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 struct signal_struct {
@@ -120,11 +84,11 @@ struct linux_binprm {
 
 #if defined(__TARGET_ARCH_arm64) || defined(__aarch64__)
 enum { NR_read = 63, NR_write = 64, NR_readv = 65, NR_writev = 66, NR_sendto = 206, NR_recvfrom = 207,
-       NR_sendmsg = 211, NR_recvmsg = 212, NR_mmap = 222 };
+       NR_sendmsg = 211, NR_recvmsg = 212 };
 #define RETURN_SLOT 0 /* the return address is in a register */
 #define SYSCALL_ARG(regs, n) ((void *)(regs) + 8 * (n))
 #else
-enum { NR_read = 0, NR_write = 1, NR_mmap = 9, NR_readv = 19, NR_writev = 20, NR_sendto = 44, NR_recvfrom = 45,
+enum { NR_read = 0, NR_write = 1, NR_readv = 19, NR_writev = 20, NR_sendto = 44, NR_recvfrom = 45,
        NR_sendmsg = 46, NR_recvmsg = 47 };
 #define RETURN_SLOT 8 /* `ret` has popped the return address */
 /* struct pt_regs of x86-64: di, si, dx, r10, r8, r9 hold a system call's arguments. */

@@ -24,7 +24,10 @@
 #include "kernel.h"
 #include "maps.h"
 
-/* Hides a value's history from the optimizer, so that the bound checked last is the one the verifier sees. */
+/*
+ * Hides a value's history from the optimizer, so that the bound checked last is the one the verifier sees.
+ * Lengths that are checked have 64 bits: BCC's code generator has no 32-bit compare, and would check a copy.
+ */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
 #define INLINE static __always_inline
 
@@ -67,15 +70,6 @@ INLINE struct config *settings(void)
 
 	return bpf_map_lookup_elem(&config, &zero);
 }
-
-#ifdef TLSCAP_BCC
-INLINE __u64 config_offset(__u32 index)
-{
-	struct config *c = settings();
-
-	return c && index < 32 ? c->offsets[index] : 0;
-}
-#endif
 
 INLINE void count(__u32 which, __u64 amount)
 {
@@ -180,7 +174,7 @@ INLINE void report_process(struct config *c, __u32 pid, void *first, __u64 start
 	struct sample_process *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_process), 0);
 	void *parent = 0, *mm = 0;
 	unsigned long from = 0, to = 0, environment_end = 0;
-	__u32 length;
+	__u64 length;
 
 	if (!s) {
 		lost_sample(0);
@@ -311,7 +305,7 @@ INLINE void report_small(struct config *c, __u16 type, __u64 conn)
 INLINE void report_name(struct config *c, __u64 conn, __u16 kind, struct text text)
 {
 	struct sample_name *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_name), 0);
-	__u32 length = text.length;
+	__u64 length = text.length;
 	long got;
 
 	if (!s) {
@@ -392,46 +386,50 @@ INLINE void submit_full(struct transfer *t)
 	bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data) + CHUNK_MAX));
 }
 
-/*
- * The rest of a call, at most a chunk.  Reservations must have constant sizes; a few of them keep small
- * samples small.
- */
-#define SUBMIT_IF_FITS(room)                                                                        \
-	if (length <= (room)) {                                                                     \
-		s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_data) + (room), 0);             \
-		if (!s)                                                                             \
-			goto lost;                                                                  \
-		captured = length;                                                                  \
-		OPAQUE(captured);                                                                   \
-		if (captured > (room))                                                              \
-			captured = (room);                                                          \
-		if (bpf_probe_read_user(s + 1, captured, (void *)t->source)) {                      \
-			count(COUNT_UNREADABLE, 1);                                                 \
-			captured = 0;                                                               \
-			reason = GAP_UNREADABLE;                                                    \
-		}                                                                                   \
-		fill_data(s, t, length, captured, reason);                                          \
-		count(COUNT_SAMPLES, 1);                                                            \
-		bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data) + (room)));        \
-		return;                                                                             \
-	}
+/* Reservations must have constant sizes: `room` is a constant where this is called.  True when the sample went out. */
+INLINE int submit_within(struct transfer *t, __u32 length, __u32 room)
+{
+	struct sample_data *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_data) + room, 0);
+	__u64 captured = length;
+	__u32 reason = GAP_NONE;
 
+	if (!s)
+		return 0;
+	OPAQUE(captured);
+	if (captured > room)
+		captured = room;
+	if (bpf_probe_read_user(s + 1, captured, (void *)t->source)) {
+		count(COUNT_UNREADABLE, 1);
+		captured = 0;
+		reason = GAP_UNREADABLE;
+	}
+	fill_data(s, t, length, captured, reason);
+	count(COUNT_SAMPLES, 1);
+	bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data) + room));
+	return 1;
+}
+
+/* The rest of a call, at most a chunk.  A few sizes keep small samples small. */
 INLINE void submit_rest(struct transfer *t, __u32 length)
 {
-	struct sample_data *s;
-	__u32 captured, reason = GAP_NONE;
+	int sent = 0;
 
 	if (!length)
 		return;
-	if (!room_for_data(t->c))
-		goto lost;
-	SUBMIT_IF_FITS(128)
-	SUBMIT_IF_FITS(512)
-	SUBMIT_IF_FITS(1280)
-	SUBMIT_IF_FITS(4096)
-	SUBMIT_IF_FITS(CHUNK_MAX)
-lost:
-	lost_sample(length);
+	if (room_for_data(t->c)) {
+		if (length <= 128)
+			sent = submit_within(t, length, 128);
+		else if (length <= 512)
+			sent = submit_within(t, length, 512);
+		else if (length <= 1280)
+			sent = submit_within(t, length, 1280);
+		else if (length <= 4096)
+			sent = submit_within(t, length, 4096);
+		else
+			sent = submit_within(t, length, CHUNK_MAX);
+	}
+	if (!sent)
+		lost_sample(length);
 }
 
 /* `length` bytes that are not stored, for a reason known here. */
@@ -894,6 +892,50 @@ int leave_bounded(struct pt_regs *ctx)
 	return leave(ctx, 0);
 }
 
+/* --- Files that processes run and map --- */
+
+/* Executables are told of once each; what the dynamic linker maps is looked up in user space every time. */
+INLINE void report_mapped(struct config *c, void *inode)
+{
+	struct file_id id = {};
+	struct sample_mapped *s;
+	void *super = 0;
+	unsigned long number = 0;
+	__u32 device = 0, one = 1;
+
+	if (inode) {
+		KERNEL_READ(number, inode, inode, i_ino);
+		KERNEL_READ(super, inode, inode, i_sb);
+		if (super)
+			KERNEL_READ(device, super, super_block, s_dev);
+		id.inode = number;
+		id.device = device;
+		if (bpf_map_lookup_elem(&seen_files, &id))
+			return;
+	}
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_mapped), 0);
+	if (!s) {
+		lost_sample(0);
+		return;
+	}
+	if (inode)
+		bpf_map_update_elem(&seen_files, &id, &one, BPF_ANY);
+	fill_header(&s->h, SAMPLE_MAPPED, sizeof(*s), 0);
+	s->inode = id.inode;
+	s->device = device;
+	s->executable = inode != 0;
+	bpf_ringbuf_submit(s, BPF_RB_FORCE_WAKEUP); /* the sooner it is probed, the less is missed */
+}
+
+INLINE int watched(struct config *c, __u32 pid)
+{
+	struct process *known = bpf_map_lookup_elem(&processes, &pid);
+
+	if (known)
+		return known->traced;
+	return matches(c, pid, leader());
+}
+
 /* --- The life of a connection --- */
 
 INLINE struct connection *named(struct pt_regs *ctx, struct config *c, struct connection_key *key, int create)
@@ -965,6 +1007,15 @@ INLINE int on_end_call(struct pt_regs *ctx, __u32 recycled)
 	return 0;
 }
 
+INLINE int on_libraries_call(void)
+{
+	struct config *c = settings();
+
+	if (c && watched(c, bpf_get_current_pid_tgid() >> 32))
+		report_mapped(c, 0);
+	return 0;
+}
+
 /* What a life-cycle function does to a connection; the cookie of `on_any`. */
 enum life_kind {
 	LIFE_CONNECT_STATE = 1,
@@ -973,6 +1024,7 @@ enum life_kind {
 	LIFE_SET_TRANSPORT = 4,
 	LIFE_FREE = 5,
 	LIFE_CLEAR = 6,
+	LIFE_LIBRARIES = 7, /* the dynamic linker's _dl_debug_state: libraries were mapped or removed */
 };
 
 #ifndef TLSCAP_BCC
@@ -992,6 +1044,8 @@ int on_any(struct pt_regs *ctx)
 		return on_end_call(ctx, 0);
 	case LIFE_CLEAR:
 		return on_end_call(ctx, 1);
+	case LIFE_LIBRARIES:
+		return on_libraries_call();
 	}
 	return 0;
 }
@@ -1031,6 +1085,12 @@ SEC("uprobe")
 int on_clear(struct pt_regs *ctx)
 {
 	return on_end_call(ctx, 1);
+}
+
+SEC("uprobe")
+int on_libraries(struct pt_regs *ctx)
+{
+	return on_libraries_call();
 }
 
 /* --- Sockets --- */
@@ -1116,44 +1176,6 @@ INLINE void report_address(struct config *c, struct connection *conn, void *sk, 
 	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
 }
 
-INLINE void report_mapped(struct config *c, void *inode, __s32 fd)
-{
-	struct file_id id = {};
-	struct sample_mapped *s;
-	void *super = 0;
-	unsigned long number = 0;
-	__u32 device = 0, one = 1;
-
-	KERNEL_READ(number, inode, inode, i_ino);
-	KERNEL_READ(super, inode, inode, i_sb);
-	if (super)
-		KERNEL_READ(device, super, super_block, s_dev);
-	id.inode = number;
-	id.device = device;
-	if (bpf_map_lookup_elem(&seen_files, &id))
-		return;
-	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_mapped), 0);
-	if (!s) {
-		lost_sample(0);
-		return;
-	}
-	bpf_map_update_elem(&seen_files, &id, &one, BPF_ANY);
-	fill_header(&s->h, SAMPLE_MAPPED, sizeof(*s), 0);
-	s->inode = id.inode;
-	s->device = device;
-	s->fd = fd;
-	bpf_ringbuf_submit(s, BPF_RB_FORCE_WAKEUP); /* the sooner it is probed, the less is missed */
-}
-
-INLINE int watched(struct config *c, __u32 pid)
-{
-	struct process *known = bpf_map_lookup_elem(&processes, &pid);
-
-	if (known)
-		return known->traced;
-	return matches(c, pid, leader());
-}
-
 SEC("raw_tp/sys_enter")
 int on_syscall(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -1192,31 +1214,38 @@ int on_syscall(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* A library mapped as executable by a process we follow: it may bring TLS functions not probed yet. */
-SEC("raw_tp/sys_enter")
-int on_mmap(struct bpf_raw_tracepoint_args *ctx)
+/*
+ * Since Linux 6.3 (commit 6e6eda44b939) sockets have tracepoints of their own: they name the socket, and other system
+ * calls stay as fast as they were.  Elsewhere on_syscall does the same with more work.
+ */
+INLINE int on_socket(void *sk)
 {
-	void *regs = (void *)ctx->args[0], *file, *inode = 0;
-	__u64 protection = 0, fd = 0;
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct connection_key *key = bpf_map_lookup_elem(&wanted, &thread);
+	struct connection *conn;
 	struct config *c;
 
-	if (ctx->args[1] != NR_mmap)
-		return 0;
-	bpf_probe_read_kernel(&protection, sizeof(protection), SYSCALL_ARG(regs, 2));
-	if (!(protection & 4)) /* PROT_EXEC */
-		return 0;
-	bpf_probe_read_kernel(&fd, sizeof(fd), SYSCALL_ARG(regs, 4));
-	if ((__s32)fd < 0)
+	if (!key)
 		return 0;
 	c = settings();
-	if (!c || !watched(c, bpf_get_current_pid_tgid() >> 32))
+	conn = bpf_map_lookup_elem(&connections, key);
+	if (!c || !conn || !sk)
 		return 0;
-	file = file_of((__u32)fd);
-	if (file)
-		KERNEL_READ(inode, file, file, f_inode);
-	if (inode)
-		report_mapped(c, inode, (__s32)fd);
+	report_address(c, conn, sk, NO_FD);
+	bpf_map_delete_elem(&wanted, &thread);
 	return 0;
+}
+
+SEC("raw_tp/sock_send_length")
+int on_socket_send(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_socket((void *)ctx->args[0]);
+}
+
+SEC("raw_tp/sock_recv_length")
+int on_socket_receive(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_socket((void *)ctx->args[0]);
 }
 
 /* --- Processes come and go --- */
@@ -1255,7 +1284,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	if (file)
 		KERNEL_READ(inode, file, file, f_inode);
 	if (inode)
-		report_mapped(c, inode, -1);
+		report_mapped(c, inode);
 	return 0;
 }
 

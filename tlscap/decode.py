@@ -24,7 +24,7 @@ HANDSHAKE = struct.Struct("<QII")  # start_ns, calls, pad
 NAME = struct.Struct("<HHI")  # kind, length, pad; the text follows
 CLOSE = struct.Struct("<QQII")  # bytes inbound, bytes outbound, recycled, pad
 PROCESS = struct.Struct("<QII16sII256s")  # start_ns, ppid, uid, comm, cmdline_len, pad, exe; the command line follows
-MAPPED = struct.Struct("<QIi")  # inode, device, fd
+MAPPED = struct.Struct("<QII")  # inode, device, executable
 MARK = struct.Struct("<QQHB5x")  # offset, length, kind, direction
 
 SAMPLE_DATA = 1
@@ -154,7 +154,7 @@ class MappedEvent:
     pid: int
     inode: int
     device: int
-    fd: int
+    executable: bool
 
 
 @dataclass(slots=True)
@@ -262,7 +262,8 @@ def _small(kind: int, body: bytes, time_ns: int, pid: int, conn: int) -> Event |
             name, path = _text(comm.split(b"\0")[0]), _text(exe.split(b"\0")[0])
             return ProcessEvent(time_ns, pid, start_ns, ppid, uid, name, path, words)
         case 10:
-            return MappedEvent(time_ns, pid, *MAPPED.unpack_from(body))
+            inode, device, is_executable = MAPPED.unpack_from(body)
+            return MappedEvent(time_ns, pid, inode, device, bool(is_executable))
         case 11:
             return ExitEvent(time_ns, pid)
         case 12:

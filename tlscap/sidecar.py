@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import zstandard
 
@@ -46,10 +46,16 @@ def identity() -> bytes:
     return _SKIPPABLE.pack(SKIPPABLE_MAGIC, len(body)) + body
 
 
+class Sink(Protocol):
+    """Anything that takes bytes in order; may take fewer than it is given."""
+
+    def write(self, data: memoryview, /) -> int | None: ...
+
+
 class SidecarWriter:
     """Appends frames to a stream.  Each `write` puts one whole frame into the file, in one call."""
 
-    def __init__(self, stream: BinaryIO, *, level: int = 1) -> None:
+    def __init__(self, stream: Sink, *, level: int = 1) -> None:
         self._stream = stream
         # Checksums let a reader tell a damaged frame; the content size lets it bound its memory before unpacking.
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)

@@ -29,6 +29,14 @@ def output_file(path: str, *, force: bool) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
+    if os.path.exists(path) and not os.path.isfile(path):
+        # A device or a pipe is written to: root must never replace /dev/null by a file.
+        try:
+            with open(path, "wb") as file:
+                yield file
+        except OSError as error:
+            raise OutputError(f"{path} can't be written: {error.strerror}") from error
+        return
     if os.path.exists(path) and not force:
         raise OutputError(f"{path} exists already", hint="give another name with -o, or --force")
     temporary = ""

@@ -104,6 +104,7 @@ static PyObject *ring_unread(Ring *self, PyObject *unused)
 }
 
 #define MAX_NOTICES 512
+#define RELEASE_STEP (256u << 10)
 
 static PyObject *ring_drain(Ring *self, PyObject *args, PyObject *kwargs)
 {
@@ -113,7 +114,7 @@ static PyObject *ring_drain(Ring *self, PyObject *args, PyObject *kwargs)
 	unsigned long long notice = 0;
 	uint32_t offsets[MAX_NOTICES];
 	size_t used, samples = 0, notices = 0, bad = 0;
-	uint64_t position, end;
+	uint64_t position, released, end;
 	PyObject *list;
 
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*|nK", names, &into, &at, &notice))
@@ -125,7 +126,7 @@ static PyObject *ring_drain(Ring *self, PyObject *args, PyObject *kwargs)
 	}
 	used = (size_t)at;
 	Py_BEGIN_ALLOW_THREADS
-	position = __atomic_load_n(self->consumer, __ATOMIC_RELAXED);
+	released = position = __atomic_load_n(self->consumer, __ATOMIC_RELAXED);
 	end = __atomic_load_n((uint64_t *)self->producer, __ATOMIC_ACQUIRE);
 	while (position < end && notices < MAX_NOTICES) {
 		uint8_t *record = self->producer + self->page + (position & (self->size - 1));
@@ -153,9 +154,13 @@ static PyObject *ring_drain(Ring *self, PyObject *args, PyObject *kwargs)
 			}
 		}
 		position += ((uint64_t)length + RECORD_HEADER + 7) & ~(uint64_t)7;
-		/* Room is given back as soon as it is read: the probes may be waiting for it. */
-		__atomic_store_n(self->consumer, position, __ATOMIC_RELEASE);
+		/* Probes read this position for every sample: giving room back in steps keeps its cache line still. */
+		if (position - released >= RELEASE_STEP) {
+			__atomic_store_n(self->consumer, position, __ATOMIC_RELEASE);
+			released = position;
+		}
 	}
+	__atomic_store_n(self->consumer, position, __ATOMIC_RELEASE);
 	Py_END_ALLOW_THREADS
 	PyBuffer_Release(&into);
 	if (bad) {

@@ -91,5 +91,13 @@ OPENSSL = Flavor(
 
 FLAVORS = (OPENSSL,)
 
+DYNAMIC_LINKER = Flavor(
+    name="dynamic linker",
+    # glibc and musl call it, for debuggers, when they have mapped libraries, at the start and in dlopen.
+    functions=(Function("_dl_debug_state", LifeKind.LIBRARIES),),
+    funnels=(),
+    needs=(("_dl_debug_state",),),
+)
+
 BY_NAME = {function.name: function for flavor in FLAVORS for function in flavor.functions}
 """Every function that can be named with ``--probe``."""

@@ -25,8 +25,12 @@ BPF_TRACE_UPROBE_MULTI = 48  # Linux 6.6
 BPF_F_UPROBE_MULTI_RETURN = 1
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
-KERNEL_WIDE = ("on_syscall", "on_mmap", "on_fork", "on_exec", "on_exit")
-"""Programs on tracepoints."""
+KERNEL_WIDE = ("on_fork", "on_exec", "on_exit")
+"""Programs on scheduler tracepoints."""
+SOCKET_PROGRAMS = ("on_socket_send", "on_socket_receive")
+"""Programs on the socket tracepoints of Linux 6.3."""
+SYSCALL_PROGRAM = "on_syscall"
+"""Instead of those, where they don't exist."""
 
 ENTRY_PROGRAMS = {
     (CallKind.READ, 0): "enter_read",
@@ -52,6 +56,7 @@ ENTRY_PROGRAMS = {
     (LifeKind.SET_TRANSPORT, 0): "on_set_transport",
     (LifeKind.FREE, 0): "on_free",
     (LifeKind.CLEAR, 0): "on_clear",
+    (LifeKind.LIBRARIES, 0): "on_libraries",
 }
 """One program for each kind, where attach cookies don't exist (before Linux 5.15) and for BCC."""
 
@@ -170,27 +175,27 @@ class LibbpfLoader:
             raise LoadError("the BPF object can't be opened", log=self._log.text)
         try:
             self._modern = not bounded and lib.libbpf_probe_bpf_helper(BPF_PROG_TYPE_KPROBE, BPF_FUNC_LOOP, None) == 1
-            self._choose_programs(settings)
+            self._choose_programs()
             lib.bpf_map__set_max_entries(self._map("ring"), settings.ring_size)
             result = lib.bpf_object__load(self._object)
             if result:
                 raise _load_error(-result, self._log.text)
             configure(self, settings, [])
             for name in KERNEL_WIDE:
-                if name != "on_mmap" or settings.watch_mappings:
-                    self._keep_link(lib.bpf_program__attach(self._program(name)), f"tracepoint program {name}")
+                self._attach_tracepoint(name)
+            try:
+                for name in SOCKET_PROGRAMS:
+                    self._attach_tracepoint(name)
+            except AttachError:
+                self._attach_tracepoint(SYSCALL_PROGRAM)
         except BaseException:
             self.close()
             raise
 
-    def _choose_programs(self, settings: Settings) -> None:
+    def _choose_programs(self) -> None:
         """Load only what will be attached: verification takes most of the time to start."""
-        if self._modern:
-            wanted = {"enter_any", "on_any", "leave_loop", *KERNEL_WIDE}
-        else:
-            wanted = {*ENTRY_PROGRAMS.values(), "leave_bounded", *KERNEL_WIDE}
-        if not settings.watch_mappings:
-            wanted.discard("on_mmap")
+        wanted = {"enter_any", "on_any", "leave_loop"} if self._modern else {*ENTRY_PROGRAMS.values(), "leave_bounded"}
+        wanted |= {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_PROGRAM}
         program = None
         while program := self._lib.bpf_object__next_program(self._object, program):
             name = self._lib.bpf_program__name(program).decode()
@@ -198,6 +203,9 @@ class LibbpfLoader:
             if name in ("enter_any", "on_any", "leave_loop"):
                 # Must be said before loading; kernels without it don't look at this field.
                 self._lib.bpf_program__set_expected_attach_type(program, BPF_TRACE_UPROBE_MULTI)
+
+    def _attach_tracepoint(self, program: str) -> None:
+        self._keep_link(self._lib.bpf_program__attach(self._program(program)), f"tracepoint program {program}")
 
     def _map(self, name: str) -> int:
         found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())

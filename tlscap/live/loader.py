@@ -44,6 +44,7 @@ class LifeKind(enum.IntEnum):
     SET_TRANSPORT = 4
     FREE = 5
     CLEAR = 6
+    LIBRARIES = 7
 
 
 class Filter(enum.IntFlag):
@@ -101,7 +102,6 @@ class Settings:
     uids: set[int] = field(default_factory=set)
     comms: set[str] = field(default_factory=set)
     cgroups: set[int] = field(default_factory=set)
-    watch_mappings: bool = True
 
     def pack(self, offsets: list[int]) -> bytes:
         """``struct config`` in native byte order."""

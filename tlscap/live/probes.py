@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tlscap.errors import AttachError, CaptureError, TargetError, UnsupportedError
 from tlscap.live import targets
+from tlscap.live.catalogue import DYNAMIC_LINKER
 from tlscap.live.loader import Loader
 from tlscap.live.sites import ResolvedLibrary, Resolver, is_data
 
@@ -25,6 +26,7 @@ class Probes:
     attached: dict[FileId, ResolvedLibrary] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _resolved: dict[FileId, ResolvedLibrary | None] = field(default_factory=dict)
+    _linkers: set[FileId] = field(default_factory=set)
 
     def find(self, path: str, *, required: bool = False) -> ResolvedLibrary | None:
         """What can be probed in a file.  With ``required``, raises why nothing can."""
@@ -65,9 +67,32 @@ class Probes:
                 raise AttachError(message)
             self.notes.append(message)
             return False
-        self.notes += [*library.notes, *failed]
+        self.notes += failed
         self.attached[identity] = library
         return True
+
+    def watch_linker(self, path: str) -> None:
+        """Have the dynamic linker say when a process has mapped libraries."""
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        if self.loader is None or identity in self._linkers:
+            return
+        self._linkers.add(identity)
+        try:
+            linker = self.resolver.resolve(path, (DYNAMIC_LINKER,))
+            self.notes += [reason for _, reason in self.loader.attach(linker.points, -1)]
+        except CaptureError as error:
+            self.notes.append(f"{error}: libraries loaded later may be seen late")
+
+    def look_at(self, pid: int) -> list[str]:
+        """Probe what a process runs and maps, as far as it is new.  Returns the paths."""
+        found = []
+        for file in targets.mapped_files(pid):
+            if is_linker(file.name):
+                self.watch_linker(file.path)
+            elif self.attach(file.path):
+                found.append(file.path)
+        return found
 
     def attach_by_hand(self, spec: str) -> None:
         """``FUNCTION:PATH[+OFFSET]``; OFFSET is the address as nm prints it.  Raises `CaptureError`."""
@@ -106,21 +131,12 @@ class Probes:
         ]
 
 
-def mapped_path(pid: int, fd: int, inode: int) -> str | None:
-    """A path to a file that a process is about to map, or runs."""
-    for path in (f"/proc/{pid}/fd/{fd}" if fd >= 0 else f"/proc/{pid}/exe",):
-        try:
-            if os.stat(path).st_ino == inode:
-                real = os.readlink(path)
-                try:
-                    if os.stat(real).st_ino == inode:
-                        return real
-                except OSError:
-                    pass
-                return path
-        except OSError:
-            continue
-    return next((file.path for file in targets.mapped_files(pid) if file.inode == inode), None)
+def is_linker(name: str) -> bool:
+    """Whether a mapped file is a dynamic linker, by the names that ABIs give it."""
+    base = os.path.basename(name)
+    return base.startswith(("ld-linux", "ld-musl", "ld64.so", "ld.so", "ld-2."))
 
 
-__all__ = ["CaptureError", "Probes", "mapped_path"]
+def own_linker() -> str | None:
+    """The dynamic linker of this very process: most others on the machine use the same."""
+    return next((file.path for file in targets.mapped_files(os.getpid()) if is_linker(file.name)), None)

@@ -33,9 +33,9 @@ from tlscap.live import targets
 from tlscap.live._ring import Ring
 from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
 from tlscap.live.privileges import acting_as, become, drop
-from tlscap.live.probes import Probes, mapped_path
+from tlscap.live.probes import Probes, own_linker
 from tlscap.live.sites import Resolver
-from tlscap.live.spool import APPEND, FINISH, PREPEND, Channel, Spooler, ignore_terminal_signals, parse
+from tlscap.live.spool import APPEND, FINISH, PREPEND, Channel, Spooler, UncachedFile, ignore_terminal_signals, parse
 from tlscap.live.targets import User
 
 DEFAULT_RING = 64 << 20
@@ -119,6 +119,8 @@ class Session:
         self._collected = 0.0
         self._created: list[str] = []
         self._loader: Loader | None = None
+        self._watches = not request.pids or request.follow
+        """Targets may start programs and load libraries that are not probed yet."""
 
     # --- Set-up ---
 
@@ -186,8 +188,6 @@ class Session:
             wanted |= Filter.CGROUP
             settings.cgroups.update(request.cgroups)
         settings.filter = wanted
-        # Processes known by number that are not followed load their libraries before long, or at any later time.
-        settings.watch_mappings = True
         return settings
 
     def _load(self, settings: Settings) -> Loader:
@@ -234,10 +234,12 @@ class Session:
             probes.attach(path, required=True)
         for spec in request.by_hand:
             probes.attach_by_hand(spec)
+        if self._watches and (linker := own_linker()):
+            probes.watch_linker(linker)
         probes.attach_all(self._first_files)
         if request.comms or request.uids or request.cgroups or request.everything:
-            running = (file.path for pid in targets.all_pids() for file in targets.mapped_files(pid))
-            probes.attach_all(dict.fromkeys(running))
+            for pid in targets.all_pids():
+                probes.look_at(pid)
         if not probes.attached and request.pids and not request.follow:
             for pid in request.pids:
                 if not targets.exists(pid):
@@ -304,9 +306,10 @@ class Session:
             drop(self._user)
             for channel in (session_end, view_report, view_session, announced):
                 channel.close()
-            if pcapng:
-                pcapng.close()
-            spooler = Spooler(ring, sidecar, spool_end, announce, first=first, flush_s=0.1 if live else 0.5)
+            _keep_only(loader.ring_fd, sidecar.fileno(), spool_end.fileno(), announce.fileno())
+            spooler = Spooler(
+                ring, UncachedFile(sidecar.fileno()), spool_end, announce, first=first, flush_s=0.1 if live else 0.5
+            )
             return spooler.run(loader.ring_fd)
 
         def show() -> int:
@@ -317,7 +320,7 @@ class Session:
             drop(self._user)
             for channel in (session_end, spool_end, view_report, announce):
                 channel.close()
-            sidecar.close()
+            _keep_only(source.fileno(), pcapng.fileno() if pcapng else 2, announced.fileno(), view_session.fileno())
             return View(source, pcapng, announced, view_session, self._request.framing, live=live).run()
 
         self._children["recorder"] = _fork_child(spool)
@@ -430,14 +433,11 @@ class Session:
                     ],
                 }
                 session.send(PREPEND + decode.note(decode.RECORD_PROCESS, details, pid=pid))
-            case {"mapped": int(pid), "inode": int(inode), "fd": int(fd)}:
-                path = mapped_path(pid, fd, inode)
-                if path and not self._stop_reason:
-                    try:
-                        if probes.attach(path):
-                            self._status.probed.append(path)
-                    except CaptureError as error:
-                        self._status.notes.append(str(error))
+            case {"mapped": int(pid)} if self._watches and not self._stop_reason:
+                try:
+                    self._status.probed += probes.look_at(pid)
+                except (CaptureError, OSError) as error:
+                    self._status.notes.append(str(error))
             case {"exited": int(pid)}:
                 self._exited.add(pid)
             case {"size": int(size)}:
@@ -586,6 +586,14 @@ def _fork_child(body: Callable[[], int]) -> int:
         finally:
             os._exit(status)
     return pid
+
+
+def _keep_only(*wanted: int) -> None:
+    """Close every other descriptor.  A probe lives as long as any process holds its link: only the session may."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number not in wanted:
+            with contextlib.suppress(OSError):
+                os.close(number)
 
 
 def _ended(pid: int) -> bool:

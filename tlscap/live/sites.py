@@ -17,7 +17,7 @@ import io
 import os
 import platform
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -154,14 +154,14 @@ class Resolver:
         self._cs = _disassembler()
         self._x86 = platform.machine() == "x86_64"
 
-    def resolve(self, path: str) -> ResolvedLibrary:
+    def resolve(self, path: str, flavors: Sequence[Flavor] = FLAVORS) -> ResolvedLibrary:
         """All attach points of a library or executable.
 
         Raises `TargetError` when the file holds no TLS functions by name, `UnsupportedError` when it is for
         another machine.
         """
         image = Image(path)
-        for flavor in FLAVORS:
+        for flavor in flavors:
             symbols = image.symbols(frozenset(f.name for f in flavor.functions))
             if all(any(name in symbols for name in group) for group in flavor.needs):
                 return self._resolve_flavor(image, flavor, symbols)

@@ -9,6 +9,7 @@ by the number of buffers: when all are full the ring fills up, and the kernel co
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -20,12 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from tlscap import decode
 from tlscap.live._ring import Ring
 from tlscap.sidecar import FRAME_SIZE, SidecarWriter
 
+RWF_DONTCACHE = 0x80
 BUFFERS = 8
 MAX_SAMPLE = 20 << 10
 """More than any sample takes: a buffer with less room than this is full."""
@@ -33,7 +35,7 @@ NOTICES = 1 << decode.SAMPLE_PROCESS | 1 << decode.SAMPLE_MAPPED | 1 << decode.S
 """Sample types that the session is told of at once."""
 MAX_NOTICES = 512
 """How many a call of `Ring.drain` reports at most."""
-BUSY_WAIT_MS, IDLE_WAIT_MS = 4, 40
+BUSY_WAIT_MS, IDLE_WAIT_MS = 20, 50
 DETAILS_WAIT = 0.3
 """Longest time, in seconds, that the ring waits for the session to look a new process up."""
 
@@ -82,6 +84,34 @@ class Channel:
 PREPEND, APPEND, FINISH = b"P", b"A", b"F"
 
 
+class UncachedFile:
+    """Appends to a file without filling the page cache, where the kernel can (Linux 6.14, RWF_DONTCACHE).
+
+    A capture would otherwise push the target's own files out of memory, and every new page costs the recorder
+    more than the copy into it.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._position = 0
+        self._flags = RWF_DONTCACHE
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            written = os.pwritev(self._fd, [data], self._position, self._flags)
+        except OSError as error:
+            if not self._flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            self._flags = 0
+            return self.write(data)
+        self._position += written
+        return written
+
+    def cut(self, size: int) -> None:
+        """Forget everything behind `size`."""
+        os.ftruncate(self._fd, size)
+
+
 @dataclass(slots=True)
 class _Full:
     buffer: bytearray
@@ -119,14 +149,14 @@ class Spooler:
     """Drains the ring until the session says FINISH, or is gone."""
 
     def __init__(
-        self, ring: Ring, stream: BinaryIO, session: Channel, view: Channel | None, *, first: bytes, flush_s: float
+        self, ring: Ring, file: UncachedFile, session: Channel, view: Channel | None, *, first: bytes, flush_s: float
     ) -> None:
         self._ring = ring
-        self._stream = stream
+        self._file = file
         self._session = session
         self._view = view
         self._flush_s = flush_s
-        self._writer = SidecarWriter(stream)
+        self._writer = SidecarWriter(file)
         self._frames = _FrameWriter(self._writer, self._grown)
         self._before = [first]
         self._buffer = self._frames.free.get()
@@ -186,7 +216,7 @@ class Spooler:
                     self._wait_for_details()
                 case decode.MappedEvent():
                     self._session.tell(
-                        mapped=event.pid, inode=event.inode, device=event.device, fd=event.fd, time_ns=event.time_ns
+                        mapped=event.pid, inode=event.inode, executable=event.executable, time_ns=event.time_ns
                     )
                 case decode.ExitEvent():
                     self._session.tell(exited=event.pid)
@@ -254,7 +284,7 @@ class Spooler:
         if error is not None:
             # Cut off a half-written frame: what is left is whole.
             with contextlib.suppress(OSError):
-                os.ftruncate(self._stream.fileno(), self._writer.size)
+                self._file.cut(self._writer.size)
             self._session.tell(error=error.strerror or str(error))
         self._session.tell(done=True, size=self._writer.size)
         return 5 if error else 0
