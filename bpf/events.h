@@ -159,7 +159,6 @@ struct config {
 	__u64 snaplen;     /* most bytes kept of one TLS call; ~0 keeps all */
 	__u64 data_limit;  /* no data samples when more than this is unread: room for the small ones */
 	__u64 wake_mark;   /* unread bytes at which the reader is woken */
-	__u32 offsets[32]; /* kernel structure offsets for loaders without CO-RE, see kernel.h */
 };
 
 enum counter {

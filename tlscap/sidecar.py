@@ -107,7 +107,7 @@ class SidecarReader:
             raise TruncatedError("the file is empty", offset=0)
         if len(head) < len(identity()):
             if identity().startswith(head):
-                raise TruncatedError("the file ends inside its first bytes", offset=len(head))
+                raise TruncatedError("the file ends inside its first bytes", offset=0)
             raise CorruptError("not a tlscap sidecar", offset=0)
         magic, size = _SKIPPABLE.unpack_from(head)
         name, self.version = _IDENTITY.unpack_from(head, 8)

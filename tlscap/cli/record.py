@@ -239,10 +239,10 @@ def record(
             error.hint = "; ".join(filter(None, [_last_lines(error.log), error.hint, _keep_log(error.log)]))
         raise
     terminal.summary(request, status)
-    if status.command_status is not None:
-        ctx.exit(status.command_status)
     if status.errors:
         ctx.exit(OutputError.exit_status)
+    if status.command_status is not None:
+        ctx.exit(status.command_status)
 
 
 def _last_lines(log: str) -> str:

@@ -29,22 +29,96 @@ struct sample_header {
 	uint64_t conn;
 };
 
+/* Start of struct sample_data behind the header, and what else is needed of it. */
+struct sample_data {
+	struct sample_header h;
+	uint64_t offset;
+	uint64_t call_len;
+	uint64_t entry_ns;
+	uint32_t length;
+	uint32_t captured;
+	uint8_t direction;
+};
+
+#define SAMPLE_DATA 1
+#define SAMPLE_CLOSE 8
+
+/* How far each direction of a connection has been read: an open-addressing table with linear probing. */
+struct reached {
+	uint64_t conn; /* 0: free */
+	uint64_t bytes[2];
+};
+
 typedef struct {
 	PyObject_HEAD
+	struct reached *table;
+	size_t slots; /* a power of two, or 0 when nobody asked */
+	size_t taken;
 	size_t size; /* bytes of data area, a power of two */
 	size_t page;
 	uint64_t *consumer;
 	uint8_t *producer; /* one page of position, then the data twice in a row */
 } Ring;
 
+static struct reached *slot_of(Ring *self, uint64_t conn)
+{
+	/* The id is a CPU number above a counter: spread both. */
+	size_t at = (size_t)((conn * 0x9e3779b97f4a7c15u) >> 20) & (self->slots - 1);
+
+	while (self->table[at].conn && self->table[at].conn != conn)
+		at = (at + 1) & (self->slots - 1);
+	return &self->table[at];
+}
+
+static void forget(Ring *self, uint64_t conn)
+{
+	struct reached *slot = slot_of(self, conn);
+	size_t hole, at;
+
+	if (!slot->conn)
+		return;
+	self->taken--;
+	hole = (size_t)(slot - self->table);
+	slot->conn = 0;
+	/* Entries behind the hole may have been pushed there by it: put them in again. */
+	for (at = (hole + 1) & (self->slots - 1); self->table[at].conn; at = (at + 1) & (self->slots - 1)) {
+		struct reached moved = self->table[at];
+
+		self->table[at].conn = 0;
+		*slot_of(self, moved.conn) = moved;
+	}
+}
+
+static void reach(Ring *self, const struct sample_data *data)
+{
+	struct reached *slot = slot_of(self, data->h.conn);
+
+	if (!slot->conn) {
+		if (self->taken * 2 >= self->slots)
+			return; /* as many as the kernel's own table holds: nothing to grow for */
+		memset(slot, 0, sizeof(*slot));
+		slot->conn = data->h.conn;
+		self->taken++;
+	}
+	slot->bytes[data->direction & 1] = data->offset + data->length;
+}
+
 static int ring_init(Ring *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"fd", "size", NULL};
-	int fd;
+	static char *names[] = {"fd", "size", "track", NULL};
+	int fd, track = 0;
 	Py_ssize_t size;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in", names, &fd, &size))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "in|p", names, &fd, &size, &track))
 		return -1;
+	if (track) {
+		self->slots = 1u << 18; /* four times the kernel's table of connections */
+		self->table = PyMem_RawCalloc(self->slots, sizeof(*self->table));
+		if (!self->table) {
+			PyErr_NoMemory();
+			return -1;
+		}
+	}
 	self->page = (size_t)sysconf(_SC_PAGESIZE);
 	if (size <= 0 || (size & (size - 1)) || (size_t)size < self->page) {
 		PyErr_SetString(PyExc_ValueError, "size must be a power of two and at least a page");
@@ -81,6 +155,7 @@ static void ring_dealloc(Ring *self)
 	PyTypeObject *type = Py_TYPE(self);
 
 	ring_unmap(self);
+	PyMem_RawFree(self->table);
 	type->tp_free((PyObject *)self);
 	Py_DECREF(type);
 }
@@ -147,6 +222,12 @@ static PyObject *ring_drain(Ring *self, PyObject *args, PyObject *kwargs)
 					break;
 				memcpy((uint8_t *)into.buf + used, sample, size);
 				memset((uint8_t *)into.buf + used + size, 0, padded - size);
+				if (self->slots) {
+					if (sample->type == SAMPLE_DATA && size >= sizeof(struct sample_data))
+						reach(self, (const struct sample_data *)sample);
+					else if (sample->type == SAMPLE_CLOSE)
+						forget(self, sample->conn);
+				}
 				if (sample->type < 64 && (notice >> sample->type) & 1)
 					offsets[notices++] = (uint32_t)used;
 				used += padded;
@@ -182,7 +263,33 @@ static PyObject *ring_drain(Ring *self, PyObject *args, PyObject *kwargs)
 	return Py_BuildValue("nnN", (Py_ssize_t)used, (Py_ssize_t)samples, list);
 }
 
+static PyObject *ring_reached(Ring *self, PyObject *arg)
+{
+	unsigned long long conn = PyLong_AsUnsignedLongLong(arg);
+	struct reached *slot;
+
+	if (conn == (unsigned long long)-1 && PyErr_Occurred())
+		return NULL;
+	slot = self->slots && conn ? slot_of(self, conn) : NULL;
+	return Py_BuildValue("KK", slot && slot->conn ? slot->bytes[0] : 0ULL, slot && slot->conn ? slot->bytes[1] : 0ULL);
+}
+
+static PyObject *ring_forget(Ring *self, PyObject *arg)
+{
+	unsigned long long conn = PyLong_AsUnsignedLongLong(arg);
+
+	if (conn == (unsigned long long)-1 && PyErr_Occurred())
+		return NULL;
+	if (self->slots && conn)
+		forget(self, conn);
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef ring_methods[] = {
+	{"reached", (PyCFunction)ring_reached, METH_O,
+	 "reached(conn) -> (inbound, outbound): up to where the data samples of a connection that were drained go.\n\n"
+	 "Zeros for an unknown one, and always when the ring was made without `track`."},
+	{"forget", (PyCFunction)ring_forget, METH_O, "forget(conn): its last ledger came another way than over the ring."},
 	{"drain", (PyCFunction)(void (*)(void))ring_drain, METH_VARARGS | METH_KEYWORDS,
 	 "drain(into, at=0, notice=0) -> (end, samples, offsets)\n\n"
 	 "Copy complete samples into a writable buffer, starting at byte `at`, each padded to 8 bytes.\n"
@@ -194,7 +301,8 @@ static PyMethodDef ring_methods[] = {
 };
 
 static PyType_Slot ring_slots[] = {
-	{Py_tp_doc, "Ring(fd, size): a BPF ring buffer map, by its file descriptor and size in bytes."},
+	{Py_tp_doc, "Ring(fd, size, track=False): a BPF ring buffer map, by its file descriptor and size in bytes.\n\n"
+		     "With `track` it remembers how far every open connection was drained."},
 	{Py_tp_init, ring_init},
 	{Py_tp_dealloc, ring_dealloc},
 	{Py_tp_methods, ring_methods},

@@ -27,8 +27,8 @@ from typing import Any, Self
 
 from tlscap.errors import AttachError, CaptureError, LoadError, PrivilegeError
 from tlscap.live.btf import struct_offsets
-from tlscap.live.libbpf import ENTRY_PROGRAMS, KERNEL_WIDE, SOCKET_PROGRAMS, SYSCALL_PROGRAM
-from tlscap.live.loader import AttachPoint, CallKind, Counter, Settings, configure
+from tlscap.live.libbpf import KERNEL_WIDE, SOCKET_PROGRAMS, SYSCALL_PROGRAM
+from tlscap.live.loader import AttachPoint, CallKind, Counter, Settings, configure, entry_program
 
 MAIN_SOURCE = "tlscap.bpf.c"
 LEAVE_PROGRAM = "leave_bounded"
@@ -229,9 +229,9 @@ class BccLoader:
             )
             # At the end of the process everything is freed anyhow, and that of a child must not touch the parent's.
             atexit.unregister(self._bpf.cleanup)
-            for program in (*ENTRY_PROGRAMS.values(), LEAVE_PROGRAM):
-                self._program(program)
-            configure(self, settings, [])
+            for number in range(self._lib.bpf_num_functions(self._bpf.module)):
+                self._program(self._lib.bpf_function_name(self._bpf.module, number).decode())
+            configure(self, settings)
             for program in KERNEL_WIDE:
                 self._attach_tracepoint(program)
             try:
@@ -254,7 +254,7 @@ class BccLoader:
             raise LoadError(failure, log=self._silence.text, hint=_load_hint(self._silence.text)) from error
 
     def _program(self, name: str) -> int:
-        """The descriptor of a program, which is loaded when first asked for."""
+        """The descriptor of a program.  All are loaded at the start, where a failure is told best."""
         kind = self._bpf.RAW_TRACEPOINT if name in self._tracepoints else self._bpf.KPROBE
         loaded = self._try(lambda: self._bpf.load_func(name.encode(), kind), f"the kernel refused the program {name}")
         return int(loaded.fd)
@@ -284,7 +284,7 @@ class BccLoader:
                 if isinstance(point.kind, CallKind):
                     # The return first: a call entered in between is then simply not known, never left pending.
                     self._attach_probe(LEAVE_PROGRAM, point, pid, UPROBE_RETURN)
-                self._attach_probe(ENTRY_PROGRAMS[point.kind, point.count_arg], point, pid, UPROBE_ENTRY)
+                self._attach_probe(entry_program(point.kind, point.count_arg), point, pid, UPROBE_ENTRY)
             except AttachError as error:
                 failed.append((point, str(error)))
                 self._remove_probes(before)

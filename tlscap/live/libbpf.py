@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 
 from tlscap.errors import AttachError, LoadError, PrivilegeError
-from tlscap.live.loader import AttachPoint, CallKind, Counter, LifeKind, Settings, configure
+from tlscap.live.loader import AttachPoint, CallKind, Counter, Settings, configure, entry_program
 
 BPF_PROG_TYPE_KPROBE = 2
 BPF_FUNC_LOOP = 181  # Linux 5.17
@@ -27,38 +27,12 @@ SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
 KERNEL_WIDE = ("on_fork", "on_exec", "on_exit")
 """Programs on scheduler tracepoints."""
+MODERN = ("enter_any", "leave_loop", "on_any")
+"""With attach cookies and bpf_loop these three do what else takes one program for each kind of function."""
 SOCKET_PROGRAMS = ("on_socket_send", "on_socket_receive")
 """Programs on the socket tracepoints of Linux 6.3."""
 SYSCALL_PROGRAM = "on_syscall"
 """Instead of those, where they don't exist."""
-
-ENTRY_PROGRAMS = {
-    (CallKind.READ, 0): "enter_read",
-    (CallKind.WRITE, 0): "enter_write",
-    (CallKind.READ_EX, 4): "enter_read_ex",
-    (CallKind.WRITE_EX, 4): "enter_write_ex",
-    (CallKind.WRITE_EX, 5): "enter_write_ex2",
-    (CallKind.READ_INNER, 4): "enter_read_inner",
-    (CallKind.WRITE_INNER, 4): "enter_write_inner",
-    (CallKind.WRITE_INNER, 5): "enter_write_inner5",
-    (CallKind.SENDFILE, 0): "enter_sendfile",
-    (CallKind.HANDSHAKE, 0): "enter_handshake",
-    (CallKind.PEEK, 0): "enter_peek",
-    (CallKind.PEEK_EX, 4): "enter_peek_ex",
-    (CallKind.READ_EARLY, 4): "enter_read_early_data",
-    (CallKind.WRITE_EARLY, 4): "enter_write_early_data",
-    (CallKind.SHUTDOWN, 0): "enter_shutdown",
-    (CallKind.SERVERNAME, 0): "enter_servername",
-    (CallKind.ALPN, 0): "enter_alpn",
-    (LifeKind.CONNECT_STATE, 0): "on_connect_state",
-    (LifeKind.ACCEPT_STATE, 0): "on_accept_state",
-    (LifeKind.CTRL, 0): "on_ctrl",
-    (LifeKind.SET_TRANSPORT, 0): "on_set_transport",
-    (LifeKind.FREE, 0): "on_free",
-    (LifeKind.CLEAR, 0): "on_clear",
-    (LifeKind.LIBRARIES, 0): "on_libraries",
-}
-"""One program for each kind, where attach cookies don't exist (before Linux 5.15) and for BCC."""
 
 
 class _MultiLink(ctypes.Structure):
@@ -180,7 +154,7 @@ class LibbpfLoader:
             result = lib.bpf_object__load(self._object)
             if result:
                 raise _load_error(-result, self._log.text)
-            configure(self, settings, [])
+            configure(self, settings)
             for name in KERNEL_WIDE:
                 self._attach_tracepoint(name)
             try:
@@ -194,13 +168,12 @@ class LibbpfLoader:
 
     def _choose_programs(self) -> None:
         """Load only what will be attached: verification takes most of the time to start."""
-        wanted = {"enter_any", "on_any", "leave_loop"} if self._modern else {*ENTRY_PROGRAMS.values(), "leave_bounded"}
-        wanted |= {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_PROGRAM}
+        always = {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_PROGRAM}
         program = None
         while program := self._lib.bpf_object__next_program(self._object, program):
             name = self._lib.bpf_program__name(program).decode()
-            self._lib.bpf_program__set_autoload(program, name in wanted)
-            if name in ("enter_any", "on_any", "leave_loop"):
+            self._lib.bpf_program__set_autoload(program, name in always or (name in MODERN) == self._modern)
+            if name in MODERN:
                 # Must be said before loading; kernels without it don't look at this field.
                 self._lib.bpf_program__set_expected_attach_type(program, BPF_TRACE_UPROBE_MULTI)
 
@@ -252,7 +225,7 @@ class LibbpfLoader:
         if self._modern:
             entry = "enter_any" if isinstance(point.kind, CallKind) else "on_any"
         else:
-            entry = ENTRY_PROGRAMS[point.kind, point.count_arg]
+            entry = entry_program(point.kind, point.count_arg)
         if isinstance(point.kind, CallKind):
             # The return first: a call entered in between is then simply not known, never left pending.
             leave = "leave_loop" if self._modern else "leave_bounded"
@@ -364,7 +337,7 @@ class LibbpfLoader:
 
 def _cookie(point: AttachPoint) -> int:
     """What `enter_any` and `on_any` read to know which function they are on."""
-    return int(point.kind) | point.count_arg << 8
+    return int(point.kind.value) | point.count_arg << 8
 
 
 def _load_error(number: int, log: str) -> LoadError | PrivilegeError:

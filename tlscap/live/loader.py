@@ -15,7 +15,7 @@ from typing import Protocol
 from tlscap.errors import LoadError, UsageError
 
 
-class CallKind(enum.IntEnum):
+class CallKind(enum.Enum):
     """``enum call_kind`` of bpf/tlscap.bpf.c: what a call does with its arguments."""
 
     READ = 1
@@ -35,7 +35,7 @@ class CallKind(enum.IntEnum):
     WRITE_INNER = 15
 
 
-class LifeKind(enum.IntEnum):
+class LifeKind(enum.Enum):
     """``enum life_kind``: functions of which only the entry matters."""
 
     CONNECT_STATE = 1
@@ -90,6 +90,29 @@ class AttachPoint:
     """Which instruction was taken and what it costs, for people."""
 
 
+@dataclass(frozen=True, slots=True)
+class ResolvedLibrary:
+    """A file with TLS functions, and the attach points found in it."""
+
+    path: str
+    build_id: str
+    flavor: str
+    points: tuple[AttachPoint, ...]
+    notes: tuple[str, ...]
+
+
+def is_data(point: AttachPoint) -> bool:
+    """Whether the function moves plaintext: a library without such a point is of no use."""
+    return point.kind in {
+        CallKind.READ,
+        CallKind.WRITE,
+        CallKind.READ_EX,
+        CallKind.WRITE_EX,
+        CallKind.READ_INNER,
+        CallKind.WRITE_INNER,
+    }
+
+
 @dataclass(slots=True, kw_only=True)
 class Settings:
     """What the probes are told before they run: ``struct config`` and the sizes of maps."""
@@ -103,14 +126,11 @@ class Settings:
     comms: set[str] = field(default_factory=set)
     cgroups: set[int] = field(default_factory=set)
 
-    def pack(self, offsets: list[int]) -> bytes:
+    def pack(self) -> bytes:
         """``struct config`` in native byte order."""
         # The small samples (addresses, names, closes) may use the last sixteenth: they carry the accounting.
-        data_limit = self.ring_size - max(self.ring_size // 16, 16384)
-        padded = (offsets + [0] * 32)[:32]
-        return struct.pack(
-            "=IIQQQ32I", self.filter, self.wake_always, self.snaplen, data_limit, self.ring_size // 8, *padded
-        )
+        data_limit = self.ring_size - min(max(self.ring_size // 16, 16384), self.ring_size // 2)
+        return struct.pack("=IIQQQ", self.filter, self.wake_always, self.snaplen, data_limit, self.ring_size // 8)
 
 
 class Loader(Protocol):
@@ -147,7 +167,26 @@ class Loader(Protocol):
         """Detach and free."""
 
 
-def configure(loader: Loader, settings: Settings, offsets: list[int]) -> None:
+_OTHER_NAMES = {
+    (CallKind.WRITE_EX, 5): "enter_write_ex2",
+    (CallKind.WRITE_INNER, 5): "enter_write_inner5",
+    (CallKind.READ_EARLY, 4): "enter_read_early_data",
+    (CallKind.WRITE_EARLY, 4): "enter_write_early_data",
+}
+"""Programs that are not called as what they are for."""
+
+
+def entry_program(kind: CallKind | LifeKind, count_arg: int) -> str:
+    """The program for a function's entry: without attach cookies there is one for each kind.
+
+    Kinds of both sorts must not be keys of one dictionary: `CallKind.READ` equals `LifeKind.CONNECT_STATE`.
+    """
+    if isinstance(kind, LifeKind):
+        return f"on_{kind.name.lower()}"
+    return _OTHER_NAMES.get((kind, count_arg)) or f"enter_{kind.name.lower()}"
+
+
+def configure(loader: Loader, settings: Settings) -> None:
     """Write the settings into the loaded maps.  Nothing is recorded before: no target matches."""
     one = struct.pack("=I", 1)
     for pid in settings.targets:
@@ -158,7 +197,7 @@ def configure(loader: Loader, settings: Settings, offsets: list[int]) -> None:
         loader.update("match_comm", comm.encode()[:15].ljust(16, b"\0"), one)
     for cgroup in settings.cgroups:
         loader.update("match_cgroup", struct.pack("=Q", cgroup), one)
-    loader.update("config", struct.pack("=I", 0), settings.pack(offsets))
+    loader.update("config", struct.pack("=I", 0), settings.pack())
 
 
 def open_loader(name: str, settings: Settings) -> Loader:

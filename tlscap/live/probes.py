@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from tlscap.errors import AttachError, CaptureError, TargetError, UnsupportedError
+from tlscap.errors import AttachError, CaptureError, TargetError, UnsupportedError, UsageError
 from tlscap.live import targets
-from tlscap.live.catalogue import DYNAMIC_LINKER
-from tlscap.live.loader import Loader
-from tlscap.live.sites import ResolvedLibrary, Resolver, is_data
+from tlscap.live.catalogue import DYNAMIC_LINKER, FLAVORS, Flavor
+from tlscap.live.loader import Loader, ResolvedLibrary, is_data
+from tlscap.live.sitecache import SiteCache
+
+if TYPE_CHECKING:
+    from tlscap.live.sites import Resolver
 
 FileId = tuple[int, int]
 
@@ -19,14 +23,32 @@ FileId = tuple[int, int]
 class Probes:
     """The attached files of a session.  Each file, by device and inode, is looked at once."""
 
-    resolver: Resolver
     loader: Loader | None = None
     only_pids: tuple[int, ...] = ()
     """Probe these processes only; empty: whoever maps the file."""
     attached: dict[FileId, ResolvedLibrary] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _resolved: dict[FileId, ResolvedLibrary | None] = field(default_factory=dict)
+    _cache: SiteCache = field(default_factory=SiteCache)
+    _resolver: Resolver | None = None
     _linkers: set[FileId] = field(default_factory=set)
+
+    @property
+    def resolver(self) -> Resolver:
+        """Made when it is needed: the disassembler takes longer to import than everything else."""
+        if self._resolver is None:
+            from tlscap.live.sites import Resolver  # noqa: PLC0415
+
+            self._resolver = Resolver()
+        return self._resolver
+
+    def _resolve(self, path: str, flavors: tuple[Flavor, ...] = FLAVORS) -> ResolvedLibrary:
+        kind = "linker" if DYNAMIC_LINKER in flavors else "tls"
+        library = self._cache.get(path, kind)
+        if library is None:
+            library = self.resolver.resolve(path, flavors)
+            self._cache.put(path, kind, library)
+        return library
 
     def find(self, path: str, *, required: bool = False) -> ResolvedLibrary | None:
         """What can be probed in a file.  With ``required``, raises why nothing can."""
@@ -41,7 +63,7 @@ class Probes:
             self._resolved[identity] = None
             if required or targets.may_hold_tls(path):
                 try:
-                    self._resolved[identity] = self.resolver.resolve(path)
+                    self._resolved[identity] = self._resolve(path)
                 except (TargetError, UnsupportedError):
                     if required:
                         raise
@@ -79,7 +101,7 @@ class Probes:
             return
         self._linkers.add(identity)
         try:
-            linker = self.resolver.resolve(path, (DYNAMIC_LINKER,))
+            linker = self._resolve(path, (DYNAMIC_LINKER,))
             self.notes += [reason for _, reason in self.loader.attach(linker.points, -1)]
         except CaptureError as error:
             self.notes.append(f"{error}: libraries loaded later may be seen late")
@@ -107,7 +129,7 @@ class Probes:
         else:
             path = rest
         if not function or not path:
-            raise TargetError(f"--probe {spec}: expected FUNCTION:PATH or FUNCTION:PATH+OFFSET")
+            raise UsageError(f"--probe {spec}: expected FUNCTION:PATH or FUNCTION:PATH+ADDRESS")
         self.attach(path, by_hand=self.resolver.resolve_one(function, path, vaddr))
 
     def attach_all(self, paths: Iterable[str]) -> int:

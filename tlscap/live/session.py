@@ -34,7 +34,6 @@ from tlscap.live._ring import Ring
 from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
 from tlscap.live.privileges import acting_as, become, drop
 from tlscap.live.probes import Probes, own_linker
-from tlscap.live.sites import Resolver
 from tlscap.live.spool import APPEND, FINISH, PREPEND, Channel, Spooler, UncachedFile, ignore_terminal_signals, parse
 from tlscap.live.targets import User
 
@@ -138,13 +137,14 @@ class Session:
                 sidecar, source, pcapng = self._open_outputs(stack)
                 if request.command:
                     gate = _Gate(request.command, self._user)
-                loader = self._load(self._settings(gate))
+                probes = Probes(only_pids=() if self._watches else request.pids)
+                loader = self._load(self._settings(gate), probes)
                 stack.callback(loader.close)
-                probes = self._attach(loader, gate)
+                self._attach(loader, probes)
+                self._status.attached_s = _since_process_start()
                 session, view = self._fork(loader, sidecar, source, pcapng)
                 self._status.probed = [library.path for library in probes.attached.values()]
                 self._status.notes = probes.notes
-                self._status.attached_s = _since_process_start()
                 if gate:
                     gate.open()
                 self._display.started(self._status)
@@ -190,8 +190,8 @@ class Session:
         settings.filter = wanted
         return settings
 
-    def _load(self, settings: Settings) -> Loader:
-        """The kernel verifies in one thread while this one imports what finds the probe sites."""
+    def _load(self, settings: Settings, probes: Probes) -> Loader:
+        """The kernel verifies in one thread while this one looks for probe sites."""
         outcome: list[Loader | BaseException] = []
 
         def load() -> None:
@@ -203,8 +203,9 @@ class Session:
         thread = threading.Thread(target=load)
         thread.start()
         try:
-            self._resolver = Resolver()
             self._first_files = self._likely_files()
+            for path in self._first_files:
+                probes.find(path)
         finally:
             thread.join()
         result = outcome[0]
@@ -225,11 +226,10 @@ class Session:
             files += targets.system_libraries()
         return list(dict.fromkeys(files))
 
-    def _attach(self, loader: Loader, gate: _Gate | None) -> Probes:
+    def _attach(self, loader: Loader, probes: Probes) -> None:
         request = self._request
         self._status.loader = loader.name
-        only = () if request.follow or gate or not request.pids else request.pids
-        probes = Probes(self._resolver, loader, only_pids=only)
+        probes.loader = loader
         for path in request.libraries:
             probes.attach(path, required=True)
         for spec in request.by_hand:
@@ -250,7 +250,6 @@ class Session:
                 f"process {names} maps no file with TLS functions that tlscap can hook{reason}",
                 hint="a library loaded later is found with --follow; name one by hand with --lib or --probe",
             )
-        return probes
 
     def _open_outputs(self, stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO, BinaryIO | None]:
         request = self._request
@@ -302,29 +301,29 @@ class Session:
         announce, announced = Channel.pair()
 
         def spool() -> int:
+            _keep_only(loader.ring_fd, sidecar.fileno(), spool_end.fileno(), announce.fileno())
             _nice(-5)
             drop(self._user)
-            for channel in (session_end, view_report, view_session, announced):
-                channel.close()
-            _keep_only(loader.ring_fd, sidecar.fileno(), spool_end.fileno(), announce.fileno())
             spooler = Spooler(
                 ring, UncachedFile(sidecar.fileno()), spool_end, announce, first=first, flush_s=0.1 if live else 0.5
             )
             return spooler.run(loader.ring_fd)
 
         def show() -> int:
+            _keep_only(source.fileno(), pcapng.fileno() if pcapng else 2, announced.fileno(), view_session.fileno())
             from tlscap.live.view import View  # noqa: PLC0415 - the session has no use for it
 
             # Runs when nothing else wants to: the target and the recorder come first.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             drop(self._user)
-            for channel in (session_end, spool_end, view_report, announce):
-                channel.close()
-            _keep_only(source.fileno(), pcapng.fileno() if pcapng else 2, announced.fileno(), view_session.fileno())
             return View(source, pcapng, announced, view_session, self._request.framing, live=live).run()
 
+        ready, held = os.pipe()
         self._children["recorder"] = _fork_child(spool)
         self._children["view"] = _fork_child(show)
+        os.close(held)
+        os.read(ready, 1)  # ends when both have let go of the probes: from then on `detach` removes them
+        os.close(ready)
         for channel in (spool_end, view_session, announce, announced):
             channel.close()
         return session_end, view_report

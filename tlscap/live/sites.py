@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlscap.errors import AttachError, TargetError, UnsupportedError
 from tlscap.live.catalogue import BY_NAME, FLAVORS, Flavor, Function, Funnel
-from tlscap.live.loader import AttachPoint, CallKind
+from tlscap.live.loader import AttachPoint, ResolvedLibrary
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -42,17 +42,6 @@ class Symbol:
     name: str
     vaddr: int
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedLibrary:
-    """A file with TLS functions, and the attach points found in it."""
-
-    path: str
-    build_id: str
-    flavor: str
-    points: tuple[AttachPoint, ...]
-    notes: tuple[str, ...]
 
 
 class Image:
@@ -262,15 +251,3 @@ class Resolver:
             ):
                 count_arg = STACK_COUNT_ARGS[register]
         raise AttachError(f"{symbol.name} calls nothing")
-
-
-def is_data(point: AttachPoint) -> bool:
-    """Whether the function moves plaintext: a library without such a point is of no use."""
-    return point.kind in {
-        CallKind.READ,
-        CallKind.WRITE,
-        CallKind.READ_EX,
-        CallKind.WRITE_EX,
-        CallKind.READ_INNER,
-        CallKind.WRITE_INNER,
-    }
