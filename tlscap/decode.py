@@ -53,6 +53,9 @@ RECORD_END = 260
 RECORD_ORPHAN = 261
 """As RECORD_LEDGER, for a connection that was closed while the ring was full."""
 
+RECORD_CARRY = 262
+"""In a file that continues another: how far the ledger of an open connection was when this file began; body as CLOSE."""
+
 NAME_SNI, NAME_ALPN = 1, 2
 FLAG_NO_STATE = 1
 
@@ -131,6 +134,17 @@ class CloseEvent:
 
 
 @dataclass(slots=True)
+class CarryEvent:
+    """A connection goes on from an earlier file: its ledger where this one begins."""
+
+    time_ns: int
+    pid: int
+    conn: int
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(slots=True)
 class ProcessEvent:
     time_ns: int
     pid: int
@@ -185,6 +199,7 @@ Event = (
     | NameEvent
     | EndEvent
     | CloseEvent
+    | CarryEvent
     | ProcessEvent
     | ExitEvent
     | MappedEvent
@@ -225,7 +240,7 @@ def decode(records: bytes) -> Iterator[Event]:
                 raise CorruptError(f"a record of type {kind} is too short", offset=at)
             elif event := _small(kind, records[body : at + size], time_ns, pid, conn):
                 yield event
-        except (struct.error, ValueError) as error:
+        except (struct.error, ValueError, RecursionError) as error:
             raise CorruptError(f"a record of type {kind} can't be decoded: {error}", offset=at) from error
         at = following
 
@@ -233,7 +248,7 @@ def decode(records: bytes) -> Iterator[Event]:
 _BODY_SIZES = {
     SAMPLE_OPEN: OPEN.size, SAMPLE_ADDRESS: ADDRESS.size, SAMPLE_HANDSHAKE: HANDSHAKE.size, SAMPLE_NAME: NAME.size,
     SAMPLE_CLOSE: CLOSE.size, SAMPLE_PROCESS: PROCESS.size, SAMPLE_MAPPED: MAPPED.size, SAMPLE_MARK: MARK.size,
-    RECORD_LEDGER: CLOSE.size, RECORD_ORPHAN: CLOSE.size,
+    RECORD_LEDGER: CLOSE.size, RECORD_ORPHAN: CLOSE.size, RECORD_CARRY: CLOSE.size,
 }  # fmt: skip
 
 
@@ -255,10 +270,12 @@ def _small(kind: int, body: bytes, time_ns: int, pid: int, conn: int) -> Event |
         case 8 | 259 | 261:
             bytes_in, bytes_out, _, _ = CLOSE.unpack_from(body)
             return CloseEvent(time_ns, pid, conn, bytes_in, bytes_out, kind != RECORD_LEDGER)
+        case 262:
+            return CarryEvent(time_ns, pid, conn, *CLOSE.unpack_from(body)[:2])
         case 9:
             start_ns, ppid, uid, comm, length, _, exe = PROCESS.unpack_from(body)
             raw = body[PROCESS.size : PROCESS.size + length]
-            words = tuple(_text(word) for word in raw.split(b"\0")[: -1 if raw.endswith(b"\0") else None])
+            words = tuple(_text(word) for word in raw.removesuffix(b"\0").split(b"\0")) if raw else ()
             name, path = _text(comm.split(b"\0")[0]), _text(exe.split(b"\0")[0])
             return ProcessEvent(time_ns, pid, start_ns, ppid, uid, name, path, words)
         case 10:
@@ -286,6 +303,6 @@ def note(kind: int, body: Mapping[str, Any], *, time_ns: int = 0, pid: int = 0) 
 
 
 def ledger(kind: int, pid: int, conn: int, bytes_in: int, bytes_out: int, *, time_ns: int) -> bytes:
-    """A `RECORD_LEDGER` or `RECORD_ORPHAN`."""
+    """A `RECORD_LEDGER`, `RECORD_ORPHAN` or `RECORD_CARRY`."""
     body = CLOSE.pack(bytes_in, bytes_out, 0, 0)
     return HEADER.pack(kind, 0, HEADER.size + len(body), time_ns, pid, 0, conn) + body

@@ -12,6 +12,7 @@ from tlscap import decode
 from tlscap.decode import (
     NAME_ALPN,
     AddressEvent,
+    CarryEvent,
     CloseEvent,
     DataEvent,
     EndEvent,
@@ -111,6 +112,8 @@ class FlowTable:
             case ProcessEvent():
                 self._process(event)
                 return []
+            case CarryEvent():
+                return self._carry(event, time_ns)
             case ExitEvent():
                 return self._exit(event, time_ns)
             case MappedEvent() | MarkEvent():
@@ -153,6 +156,13 @@ class FlowTable:
         self._count += 1
         state.flow.id = self._count
         return [FlowOpened(state.flow, time_ns)]
+
+    def _carry(self, event: CarryEvent, time_ns: int) -> list[Item]:
+        """A connection whose beginning is in an earlier file: its streams begin in their middle here."""
+        state = self._states.get(event.conn) or self._new(event.conn, event.pid, 0, time_ns)
+        state.flow.joined_midstream = True
+        state.known = [event.bytes_in, event.bytes_out]
+        return self._use(state, time_ns)
 
     def _note(self, event: NoteEvent) -> None:
         body = dict(event.body)

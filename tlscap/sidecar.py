@@ -34,6 +34,13 @@ FRAME_SIZE = 4 << 20
 MAX_FRAME = 64 << 20
 """No frame a reader accepts is larger, packed or unpacked: memory stays bounded whatever a file claims."""
 
+READ_SIZE = 256 << 10
+
+_MAX_HEADER = 18
+_BLOCK_HEADER, _CHECKSUM = 3, 4
+_BLOCK_RLE = 1  # one byte, repeated: the size in its header is that of what it unpacks to
+_OVERHEAD = 4096
+
 _SKIPPABLE = struct.Struct("<II")
 _IDENTITY = struct.Struct("<7sB8x")
 _INDEX_ENTRY = struct.Struct("<II")
@@ -93,7 +100,7 @@ def seek_index(frames: list[tuple[int, int]]) -> bytes:
 class SidecarReader:
     """Yields the unpacked frames of a sidecar, from its beginning.
 
-    `frames` raises `TruncatedError` where the file ends inside a frame or without its index, and
+    `frames` raises `TruncatedError` where the file ends inside a frame or without its whole index, and
     `CorruptError` where a checksum is wrong, always after it yielded everything before.
     """
 
@@ -120,7 +127,7 @@ class SidecarReader:
                 hint="update tlscap",
             )
         self.position = len(head)
-        self._pending = b""
+        self._pending = bytearray()
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_FRAME)
 
     def frames(self, limit: int | None = None) -> Iterator[bytes]:
@@ -136,78 +143,89 @@ class SidecarReader:
             if len(magic) < 4:
                 raise self._cut()
             number = int.from_bytes(magic, "little")
-            if number == INDEX_MAGIC:
-                return
             if number & 0xFFFFFFF0 == SKIPPABLE_MAGIC:
-                self._skip()
+                size = self._skippable_size()
+                unpacked = None
             elif number == ZSTD_MAGIC:
-                yield self._frame()
+                size, unpacked = self._frame_sizes()
             else:
                 raise CorruptError(f"no frame begins at byte {self.position}", offset=self.position)
+            if limit is not None and self.position + size > limit:
+                return
+            if len(self._peek(size)) < size:
+                raise self._cut()
+            if unpacked is not None:
+                yield self._unpack(size, unpacked)
+            else:
+                self._drop(size)
+            if number == INDEX_MAGIC:
+                return
 
     def _cut(self) -> TruncatedError:
         return TruncatedError(f"the file ends inside a frame that begins at byte {self.position}", offset=self.position)
 
-    def _fill(self, size: int) -> None:
-        parts = [self._pending]
-        missing = size - len(self._pending)
-        while missing > 0:
-            part = self._stream.read(missing)
+    def _peek(self, size: int, start: int = 0) -> bytearray:
+        """Bytes from the position plus ``start``; fewer at the end of the file."""
+        while (missing := start + size - len(self._pending)) > 0:
+            part = self._stream.read(max(missing, READ_SIZE))
             if not part:
                 break
-            parts.append(part)
-            missing -= len(part)
-        self._pending = b"".join(parts)
+            self._pending += part
+        return self._pending[start : start + size]
 
-    def _peek(self, size: int) -> bytes:
-        if len(self._pending) < size:
-            self._fill(size)
-        return self._pending[:size]
-
-    def _take(self, size: int) -> bytes:
-        data = self._peek(size)
-        if len(data) < size:
-            raise self._cut()
-        self._pending = self._pending[size:]
+    def _drop(self, size: int) -> None:
+        del self._pending[:size]
         self.position += size
-        return data
 
-    def _skip(self) -> None:
-        head = self._peek(8)
-        if len(head) < 8:
+    def _skippable_size(self) -> int:
+        head = self._peek(_SKIPPABLE.size)
+        if len(head) < _SKIPPABLE.size:
             raise self._cut()
         _, size = _SKIPPABLE.unpack(head)
         if size > MAX_FRAME:
             raise CorruptError(f"a frame at byte {self.position} claims {size} bytes", offset=self.position)
-        self._take(8 + size)
+        return int(_SKIPPABLE.size + size)
 
-    def _frame(self) -> bytes:
+    def _frame_sizes(self) -> tuple[int, int]:
+        """Packed and unpacked size of the frame here, from its header and the headers of its blocks.
+
+        Known before anything is unpacked: a frame can hold far more than it claims, and unpacked in a stream it would
+        take that much memory before the contradiction shows.
+        """
         start = self.position
+        head = self._peek(_MAX_HEADER)
         try:
-            parameters = zstandard.get_frame_parameters(self._peek(18))
-            unpacked = parameters.content_size
-            if unpacked in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) or unpacked > MAX_FRAME:
-                raise CorruptError(f"the frame at byte {start} does not say a size below {MAX_FRAME}", offset=start)
-            unpacker = self._decompressor.decompressobj()
-            parts: list[bytes] = []
-            held = self._pending
-            consumed = 0
-            while not unpacker.eof:
-                if not held:
-                    held = self._stream.read(256 << 10)
-                    if not held:
-                        self._pending = b""
-                        raise self._cut()
-                parts.append(unpacker.decompress(held))
-                consumed += len(held) - len(unpacker.unused_data)
-                if consumed > MAX_FRAME + 4096:
-                    raise CorruptError(f"the frame at byte {start} is too large", offset=start)
-                held = unpacker.unused_data if unpacker.eof else b""
+            parameters = zstandard.get_frame_parameters(head)
+            size = zstandard.frame_header_size(head)
         except zstandard.ZstdError as error:
+            if len(head) < _MAX_HEADER:
+                raise self._cut() from error
             raise CorruptError(f"the frame at byte {start} is damaged: {error}", offset=start) from error
-        self._pending = held
-        self.position += consumed
-        return b"".join(parts)
+        unpacked = parameters.content_size
+        if unpacked in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) or unpacked > MAX_FRAME:
+            raise CorruptError(f"the frame at byte {start} does not say a size up to {MAX_FRAME}", offset=start)
+        last = False
+        while not last:
+            block = int.from_bytes(raw := self._peek(_BLOCK_HEADER, size), "little")
+            if len(raw) < _BLOCK_HEADER:
+                raise self._cut()
+            last = bool(block & 1)
+            size += _BLOCK_HEADER + (1 if block >> 1 & 3 == _BLOCK_RLE else block >> 3)
+            if size > MAX_FRAME + _OVERHEAD:
+                raise CorruptError(f"the frame at byte {start} is too large", offset=start)
+        return size + (_CHECKSUM if parameters.has_checksum else 0), unpacked
+
+    def _unpack(self, size: int, unpacked: int) -> bytes:
+        try:
+            data = self._decompressor.decompress(self._peek(size))
+        except zstandard.ZstdError as error:
+            raise CorruptError(
+                f"the frame at byte {self.position} is damaged: {error}", offset=self.position
+            ) from error
+        if len(data) != unpacked:
+            raise CorruptError(f"the frame at byte {self.position} has not the size it says", offset=self.position)
+        self._drop(size)
+        return data
 
 
 def is_sidecar(head: bytes) -> bool:

@@ -94,9 +94,8 @@ class _Terminal:
                 )
         if not status.counters[Counter.CALLS]:
             self._say("no TLS call was seen: did the program use TLS, through a library that was probed?")
-        for path in (request.pcapng, request.sidecar):
-            if path and path != "-":
-                click.echo(f"  {path}", err=True)
+        for path in status.files:
+            click.echo(f"  {path}", err=True)
 
 
 def _default_name() -> str:
@@ -117,6 +116,21 @@ def _names(output: str | None, write: str | None, no_pcapng: bool, no_sidecar: b
     if not os.path.basename(base):
         raise UsageError(f"-o {output}: a name is missing")
     return "-" if write else None if no_pcapng else f"{base}.pcapng", None if no_sidecar else base + SIDECAR_SUFFIX
+
+
+def _rotation(text: str | None) -> tuple[int, float]:
+    """A size in bytes or a time in seconds; a bare number is neither."""
+    if text is None:
+        return 0, 0.0
+    if not text.strip()[-1:].isalpha():
+        raise UsageError(f"--rotate {text}: a unit is missing, such as 64MB or 10min")
+    unit = text.strip().lstrip("0123456789. ")
+    if unit in ("ms", "s", "m", "min", "h", "d"):  # 10m is a time, 10M a size
+        return 0, Duration().convert(text, None, None)
+    try:
+        return Size().convert(text, None, None), 0.0
+    except click.BadParameter:
+        raise UsageError(f"--rotate {text}: neither a size such as 64MB nor a time such as 10min") from None
 
 
 def _ring_size(wanted: int) -> int:
@@ -156,6 +170,12 @@ def _ring_size(wanted: int) -> int:
 @click.option("--duration", type=Duration(), default=0.0, help="Stop after this time.")
 @click.option("--max-size", type=Size(), default=0, help="Stop when the sidecar has this size.")
 @click.option("--max-exchanges", type=click.IntRange(min=1), help="Stop after this many HTTP exchanges.")
+@click.option(
+    "--rotate",
+    metavar="SIZE|TIME",
+    help="Begin new files at this size of the sidecar (64MB) or after this time (10min).",
+)
+@click.option("--keep", type=click.IntRange(min=1), help="With --rotate: keep only this many of the newest.")
 @click.option("--ring-size", type=Size(), default=DEFAULT_RING, show_default="64MiB",
               help="Buffer between kernel and recorder; rounded up to a power of two.")  # fmt: skip
 @click.option("--loader", type=click.Choice(["auto", "libbpf", "bcc"]), default="auto", show_default=True,
@@ -184,6 +204,8 @@ def record(
     duration: float,
     max_size: int,
     max_exchanges: int | None,
+    rotate: str | None,
+    keep: int | None,
     ring_size: int,
     loader: str,
     quiet: bool,
@@ -209,6 +231,11 @@ def record(
         raise UsageError(
             "-w - writes binary data to the terminal", hint="pipe it: tlscap record -w - ... | wireshark -k -i -"
         )
+    rotate_size, rotate_s = _rotation(rotate)
+    if rotate and pcapng == "-":
+        raise UsageError("--rotate makes files, -w - a stream: give one of them")
+    if keep and not rotate:
+        raise UsageError("--keep goes with --rotate")
     groups = [targets.cgroup_id(name) for name in cgroups] + [targets.container_cgroup(name) for name in containers]
     request = Request(
         command=command,
@@ -229,6 +256,9 @@ def record(
         duration_s=duration,
         max_size=max_size,
         max_exchanges=max_exchanges or 0,
+        rotate_size=rotate_size,
+        rotate_s=rotate_s,
+        keep=keep or 0,
         force=force,
     )
     terminal = _Terminal(quiet=quiet)

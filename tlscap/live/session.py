@@ -22,9 +22,9 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import tlscap
 from tlscap import decode
@@ -34,7 +34,17 @@ from tlscap.live._ring import Ring
 from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
 from tlscap.live.privileges import acting_as, become, drop
 from tlscap.live.probes import Probes, own_linker
-from tlscap.live.spool import APPEND, FINISH, PREPEND, Channel, Spooler, UncachedFile, ignore_terminal_signals, parse
+from tlscap.live.spool import (
+    APPEND,
+    FINISH,
+    PREPEND,
+    ROTATE,
+    Channel,
+    Spooler,
+    UncachedFile,
+    ignore_terminal_signals,
+    parse,
+)
 from tlscap.live.targets import User
 
 DEFAULT_RING = 64 << 20
@@ -70,7 +80,14 @@ class Request:
     duration_s: float = 0
     max_size: int = 0
     max_exchanges: int = 0
+    rotate_size: int = 0
+    rotate_s: float = 0
+    keep: int = 0
     force: bool = False
+
+    @property
+    def rotates(self) -> bool:
+        return bool(self.rotate_size or self.rotate_s)
 
 
 @dataclass(slots=True)
@@ -94,6 +111,8 @@ class Status:
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     finishing: bool = False
+    files: list[str] = field(default_factory=list)
+    """What was written and kept."""
 
 
 class Display(Protocol):
@@ -113,7 +132,11 @@ class Session:
         self._user: User | None = targets.invoking_user()
         self._begun = time.monotonic()
         self._stop_reason = ""
-        self._children: dict[str, int] = {}
+        self._recorder = 0
+        self._views: list[_View] = []
+        self._part_number = 0
+        self._part_begun = 0.0
+        self._live = request.pcapng == "-"
         self._exited: set[int] = set()
         self._collected = 0.0
         self._created: list[str] = []
@@ -134,7 +157,7 @@ class Session:
         gate: _Gate | None = None
         try:
             with contextlib.ExitStack() as stack:
-                sidecar, source, pcapng = self._open_outputs(stack)
+                part = self._open_part()
                 if request.command:
                     gate = _Gate(request.command, self._user)
                 probes = Probes(only_pids=() if self._watches else request.pids)
@@ -142,14 +165,14 @@ class Session:
                 stack.callback(loader.close)
                 self._attach(loader, probes)
                 self._status.attached_s = _since_process_start()
-                session, view = self._fork(loader, sidecar, source, pcapng)
+                session = self._fork_recorder(loader, part)
                 self._status.probed = [library.path for library in probes.attached.values()]
                 self._status.notes = probes.notes
                 if gate:
                     gate.open()
                 self._display.started(self._status)
-                self._watch(loader, probes, session, view, gate)
-                self._finish(loader, probes, session, view)
+                self._watch(loader, probes, session, gate)
+                self._finish(loader, probes, session)
         except BaseException:
             for path in self._created:
                 with contextlib.suppress(OSError):
@@ -251,20 +274,25 @@ class Session:
                 hint="a library loaded later is found with --follow; name one by hand with --lib or --probe",
             )
 
-    def _open_outputs(self, stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO, BinaryIO | None]:
+    def _open_part(self) -> _Part:
+        """Create the next pair of files."""
         request = self._request
+        self._part_number += 1
+        names = [
+            rotated_name(name, self._part_number) if name and name != "-" and request.rotates else name
+            for name in (request.sidecar, request.pcapng)
+        ]
         with acting_as(self._user):
-            sidecar_fd = self._create(request.sidecar) if request.sidecar else self._create_unnamed()
-            sidecar = stack.enter_context(os.fdopen(sidecar_fd, "wb", buffering=0))
-            source = stack.enter_context(open(f"/proc/self/fd/{sidecar_fd}", "rb"))  # noqa: SIM115
-            pcapng: BinaryIO | None = None
-            if request.pcapng == "-":
-                pcapng = os.fdopen(os.dup(1), "wb", buffering=0)
-            elif request.pcapng:
-                pcapng = os.fdopen(self._create(request.pcapng), "wb", buffering=0)
-            if pcapng:
-                stack.enter_context(pcapng)
-        return sidecar, source, pcapng
+            sidecar = self._create(names[0]) if names[0] else self._create_unnamed()
+            source = os.open(f"/proc/self/fd/{sidecar}", os.O_RDONLY | os.O_CLOEXEC)
+            pcapng = -1
+            if names[1] == "-":
+                pcapng = os.dup(1)
+            elif names[1]:
+                pcapng = self._create(names[1])
+        self._part_begun = time.monotonic()
+        self._status.sidecar_size = 0
+        return _Part(sidecar, source, pcapng, [name for name in names if name and name != "-"])
 
     def _create(self, path: str) -> int:
         """A new file, readable by its owner only.  Written in place: what a killed recorder leaves is where one looks."""
@@ -290,43 +318,77 @@ class Session:
                     raise OutputError(f"{candidate}: {error.strerror}") from error
         raise OutputError("no folder takes a temporary file", hint="record with a sidecar: leave out --no-sidecar")
 
-    def _fork(
-        self, loader: Loader, sidecar: BinaryIO, source: BinaryIO, pcapng: BinaryIO | None
-    ) -> tuple[Channel, Channel]:
-        ring = Ring(loader.ring_fd, self._request.ring_size)
-        live = self._request.pcapng == "-"
+    def _fork_recorder(self, loader: Loader, part: _Part) -> Channel:
+        ring = Ring(loader.ring_fd, self._request.ring_size, self._request.rotates)
+        ring_fd = loader.ring_fd
+        announce = self._fork_view(part)
         first = decode.note(decode.RECORD_START, self._start_record(loader))
         session_end, spool_end = Channel.pair()
-        view_report, view_session = Channel.pair()
-        announce, announced = Channel.pair()
 
         def spool() -> int:
-            _keep_only(loader.ring_fd, sidecar.fileno(), spool_end.fileno(), announce.fileno())
+            _keep_only(part.sidecar, ring_fd, spool_end.fileno(), announce.fileno())
             _nice(-5)
             drop(self._user)
             spooler = Spooler(
-                ring, UncachedFile(sidecar.fileno()), spool_end, announce, first=first, flush_s=0.1 if live else 0.5
+                ring,
+                UncachedFile(part.sidecar),
+                spool_end,
+                announce,
+                first=first,
+                flush_s=0.1 if self._live else 0.5,
+                rotating=self._request.rotates,
             )
-            return spooler.run(loader.ring_fd)
+            return spooler.run(ring_fd)
+
+        self._recorder = _fork_child(spool)
+        spool_end.close()
+        announce.close()
+        os.close(part.sidecar)
+        return session_end
+
+    def _fork_view(self, part: _Part) -> Channel:
+        """Start the process that writes the pcapng.  Returns the end for the recorder, which tells how far to read."""
+        report, view_end = Channel.pair()
+        announce, announced = Channel.pair()
 
         def show() -> int:
-            _keep_only(source.fileno(), pcapng.fileno() if pcapng else 2, announced.fileno(), view_session.fileno())
+            _keep_only(part.source, part.pcapng, view_end.fileno(), announced.fileno())
             from tlscap.live.view import View  # noqa: PLC0415 - the session has no use for it
 
             # Runs when nothing else wants to: the target and the recorder come first.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             drop(self._user)
-            return View(source, pcapng, announced, view_session, self._request.framing, live=live).run()
+            source = os.fdopen(part.source, "rb")
+            target = os.fdopen(part.pcapng, "wb", buffering=0) if part.pcapng >= 0 else None
+            return View(source, target, announced, view_end, self._request.framing, live=self._live).run()
 
-        ready, held = os.pipe()
-        self._children["recorder"] = _fork_child(spool)
-        self._children["view"] = _fork_child(show)
-        os.close(held)
-        os.read(ready, 1)  # ends when both have let go of the probes: from then on `detach` removes them
-        os.close(ready)
-        for channel in (spool_end, view_session, announce, announced):
-            channel.close()
-        return session_end, view_report
+        self._views.append(_View(_fork_child(show), report, part))
+        for fd in (part.source, part.pcapng):
+            if fd >= 0:
+                os.close(fd)
+        view_end.close()
+        announced.close()
+        return announce
+
+    def _rotate(self, loader: Loader, session: Channel) -> None:
+        """Go on in new files; the old ones are finished by their processes."""
+        part = self._open_part()
+        announce = self._fork_view(part)
+        start = self._start_record(loader) | {"part": self._part_number}
+        session.send(ROTATE + decode.note(decode.RECORD_START, start), [part.sidecar, announce.fileno()])
+        announce.close()
+        os.close(part.sidecar)
+
+    def _drop_old_parts(self) -> None:
+        """With --keep, only the newest files stay; one that is still being finished is not the oldest for long."""
+        keep = self._request.keep
+        for oldest in self._views[:-keep] if keep else ():
+            if not oldest.done:
+                break
+            oldest.close()
+            while oldest.part.paths:
+                with contextlib.suppress(OSError), acting_as(self._user):
+                    os.unlink(oldest.part.paths.pop())
 
     def _start_record(self, loader: Loader) -> dict[str, object]:
         system = os.uname()
@@ -344,13 +406,12 @@ class Session:
 
     # --- Recording ---
 
-    def _watch(self, loader: Loader, probes: Probes, session: Channel, view: Channel, gate: _Gate | None) -> None:
+    def _watch(self, loader: Loader, probes: Probes, session: Channel, gate: _Gate | None) -> None:
         """Serve the recorder, look at the clock, and notice why to stop."""
         with _Signals() as signals:
             poller = select.poll()
             handlers: dict[int, Callable[[], None]] = {
                 session.fileno(): lambda: self._hear_recorder(loader, probes, session),
-                view.fileno(): lambda: self._hear_view(view),
                 signals.fd: lambda: self._on_signal(signals, gate),
             }
             pidfds: list[int] = []
@@ -370,6 +431,7 @@ class Session:
                 while not self._stop_reason:
                     for fd, _ in poller.poll(TICK_S * 1000):
                         handlers[fd]()
+                    self._hear_views()
                     self._tick(loader, session)
             finally:
                 for fd in pidfds:
@@ -389,6 +451,11 @@ class Session:
             self._stop_reason = "size"
         elif request.max_exchanges and status.exchanges >= request.max_exchanges:
             self._stop_reason = "exchanges"
+        elif (request.rotate_size and status.sidecar_size >= request.rotate_size) or (
+            request.rotate_s and time.monotonic() - self._part_begun >= request.rotate_s
+        ):
+            self._rotate(loader, session)
+            self._drop_old_parts()
 
     def _target_ended(self, poller: select.poll, fd: int, pid: int, waiting: set[int]) -> Callable[[], None]:
         def ended() -> None:
@@ -445,31 +512,30 @@ class Session:
                 self._status.errors.append(f"{self._request.sidecar or 'the temporary file'}: {text}")
                 self._stop_reason = self._stop_reason or "error"
 
-    def _hear_view(self, view: Channel) -> None:
-        while (message := view.receive(0)) is not None:
-            if not message:
-                self._stop_reason = self._stop_reason or "the view process is gone"
-                return
-            self._on_view(parse(message))
-
-    def _on_view(self, told: Any) -> None:
-        status = self._status
-        if told.get("error"):
-            if not told.get("broken_pipe"):
-                status.errors.append(f"{self._request.pcapng}: {told['error']}")
-            self._stop_reason = self._stop_reason or "error"
-            return
-        status.flows, status.exchanges = told["flows"], told["exchanges"]
-        status.counted, status.stored, status.gaps = told["counted"], told["stored"], told["gaps"]
-        status.view_read = told["read"]
-
-    @staticmethod
-    def _messages(channel: Channel, open_ends: list[Channel]) -> Iterator[Any]:
-        """What has come; a channel whose other end is gone leaves the list."""
-        while message := channel.receive(0):
-            yield parse(message)
-        if message == b"":
-            open_ends.remove(channel)
+    def _hear_views(self) -> None:
+        """What the views tell; the status is the sum over all parts."""
+        for view in self._views:
+            if view.done:
+                continue
+            while message := view.channel.receive(0):
+                told = dict(parse(message))
+                if told.get("error"):
+                    if not told.get("broken_pipe"):
+                        self._status.errors.append(
+                            f"{view.part.paths[-1] if view.part.paths else '-'}: {told['error']}"
+                        )
+                    self._stop_reason = self._stop_reason or "error"
+                else:
+                    view.told = told
+                    view.done = bool(told.get("done"))
+            view.done = view.done or message == b""
+        status, views = self._status, [view.told for view in self._views if view.told]
+        status.flows = sum(told["flows"] for told in views)
+        status.exchanges = sum(told["exchanges"] for told in views)
+        status.counted = [sum(told["counted"][i] for told in views) for i in (0, 1)]
+        status.stored = [sum(told["stored"][i] for told in views) for i in (0, 1)]
+        status.gaps = sum(told["gaps"] for told in views)
+        status.view_read = views[-1]["read"] if views else 0
 
     # --- Ledgers ---
 
@@ -502,7 +568,7 @@ class Session:
 
     # --- The end ---
 
-    def _finish(self, loader: Loader, probes: Probes, session: Channel, view: Channel) -> None:
+    def _finish(self, loader: Loader, probes: Probes, session: Channel) -> None:
         """Everything that happened is in the ring or in the maps: bring it into the files."""
         loader.detach()
         status = self._status
@@ -514,29 +580,69 @@ class Session:
         end = {"counters": counters, "stopped": self._stop_reason}
         session.send(APPEND + decode.note(decode.RECORD_END, end, time_ns=time.monotonic_ns()))
         session.send(FINISH)
-        done = False
-        open_ends = [session, view]
+        recorder_there = True
         with _Signals() as signals:
-            while not done:
-                ready, _, _ = select.select(open_ends, [], [], TICK_S)
+            while not all(view.done for view in self._views):
+                channels = [view.channel for view in self._views if not view.done]
+                ready, _, _ = select.select([*channels, *([session] if recorder_there else [])], [], [], TICK_S)
                 if session in ready:
-                    for message in self._messages(session, open_ends):
-                        self._on_recorder(message, loader, probes, session)
-                if view in ready:
-                    for message in self._messages(view, open_ends):
-                        self._on_view(message)
-                        done = done or bool(message.get("done"))
+                    while message := session.receive(0):
+                        self._on_recorder(parse(message), loader, probes, session)
+                    recorder_there = message is None
+                self._hear_views()
                 self._display.progress(status)
                 if signals.take():
                     status.notes.append("finishing the files; send the signal again to give up on the pcapng")
                     if signals.repeated:
-                        os.kill(self._children["view"], signal.SIGKILL)
                         status.errors.append("the pcapng is not complete: tlscap rebuild makes it from the sidecar")
+                        for view in self._views:
+                            os.kill(view.pid, signal.SIGKILL)
                         break
-                if _ended(self._children["view"]):
-                    done = True
-        for name in ("recorder", "view"):
-            _reap(self._children[name])
+        _reap(self._recorder)
+        while message := session.receive(0):
+            self._on_recorder(parse(message), loader, probes, session)
+        for view in self._views:
+            view.close()
+        self._drop_old_parts()
+        status.files = [path for view in self._views for path in view.part.paths]
+
+
+@dataclass(slots=True)
+class _Part:
+    """Open files of one part of a recording, as descriptors: they change hands."""
+
+    sidecar: int
+    source: int
+    pcapng: int
+    paths: list[str]
+
+
+@dataclass(slots=True)
+class _View:
+    """A view process and the last it told."""
+
+    pid: int
+    channel: Channel
+    part: _Part
+    told: dict[str, Any] = field(default_factory=dict)
+    done: bool = False
+    _closed: bool = False
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            _reap(self.pid)
+            self.channel.close()
+
+
+def rotated_name(name: str, number: int) -> str:
+    """``NAME-00001.pcapng`` for ``NAME.pcapng``."""
+    folder, base = os.path.split(name)
+    stem, dot, suffix = base.partition(".")
+    for known in (".tlscap.zst", ".pcapng"):
+        if base.endswith(known):
+            stem, dot, suffix = base.removesuffix(known), "", known
+    return os.path.join(folder, f"{stem}-{number:05}{dot}{suffix}")
 
 
 def _clock() -> dict[str, int]:
@@ -571,6 +677,19 @@ def _nice(change: int) -> None:
         os.nice(change)
 
 
+def _keep_only(*fds: int) -> None:
+    """Let go of every other descriptor: a probe stays attached as long as any process holds its link.
+
+    The numbers stay taken, since objects of the parent may still close them.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd != nothing and fd not in fds:
+            with contextlib.suppress(OSError):
+                os.dup2(nothing, fd)
+
+
 def _fork_child(body: Callable[[], int]) -> int:
     pid = os.fork()
     if pid == 0:
@@ -585,21 +704,6 @@ def _fork_child(body: Callable[[], int]) -> int:
         finally:
             os._exit(status)
     return pid
-
-
-def _keep_only(*wanted: int) -> None:
-    """Close every other descriptor.  A probe lives as long as any process holds its link: only the session may."""
-    for number in map(int, os.listdir("/proc/self/fd")):
-        if number > 2 and number not in wanted:
-            with contextlib.suppress(OSError):
-                os.close(number)
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
 
 
 def _reap(pid: int) -> None:

@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ RWF_DONTCACHE = 0x80
 BUFFERS = 8
 MAX_SAMPLE = 20 << 10
 """More than any sample takes: a buffer with less room than this is full."""
+CARRIED = frozenset({decode.SAMPLE_OPEN, decode.SAMPLE_ADDRESS, decode.SAMPLE_HANDSHAKE, decode.SAMPLE_NAME})
+"""What a file that continues another repeats of connections that are still open."""
 NOTICES = 1 << decode.SAMPLE_PROCESS | 1 << decode.SAMPLE_MAPPED | 1 << decode.SAMPLE_EXIT
 """Sample types that the session is told of at once."""
 MAX_NOTICES = 512
@@ -45,6 +47,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self.fds: list[int] = []
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
 
     @staticmethod
@@ -55,10 +58,10 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, data: bytes) -> bool:
-        """False when the other end is gone."""
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> bool:
+        """Data, and open files with it.  False when the other end is gone."""
         try:
-            self._socket.send(data)
+            socket.send_fds(self._socket, [data], list(fds))
         except OSError:
             return False
         return True
@@ -67,10 +70,14 @@ class Channel:
         return self.send(b"J" + json.dumps(message).encode())
 
     def receive(self, timeout: float | None = None) -> bytes | None:
-        """A message; empty when the other end is gone; None when nothing came in time."""
+        """A message; empty when the other end is gone; None when nothing came in time.
+
+        Descriptors that came with it are in `fds`.
+        """
         self._socket.settimeout(timeout)
         try:
-            return self._socket.recv(1 << 20)
+            data, self.fds, _, _ = socket.recv_fds(self._socket, 1 << 20, 2)
+            return data
         except (TimeoutError, BlockingIOError):
             return None
         except OSError:
@@ -81,7 +88,7 @@ class Channel:
 
 
 # What the session sends: a letter, then records.
-PREPEND, APPEND, FINISH = b"P", b"A", b"F"
+PREPEND, APPEND, FINISH, ROTATE = b"P", b"A", b"F", b"R"
 
 
 class UncachedFile:
@@ -107,9 +114,52 @@ class UncachedFile:
         self._position += written
         return written
 
+    def close(self) -> None:
+        os.close(self._fd)
+
     def cut(self, size: int) -> None:
         """Forget everything behind `size`."""
         os.ftruncate(self._fd, size)
+
+
+class _Carry:
+    """What a later file must know of connections and processes that began in an earlier one."""
+
+    NOTICES = sum(1 << kind for kind in CARRIED) | 1 << decode.SAMPLE_CLOSE
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._connections: dict[int, list[bytes]] = {}
+        self._processes: dict[int, dict[int, bytes]] = {}
+
+    def see(self, record: bytes) -> None:
+        """One record, padded."""
+        kind, _, _, _, pid, _, conn = decode.HEADER.unpack_from(record)
+        if kind in CARRIED:
+            self._connections.setdefault(conn, []).append(record)
+        elif kind in (decode.SAMPLE_CLOSE, decode.RECORD_ORPHAN):
+            self._connections.pop(conn, None)
+            self._ring.forget(conn)
+        elif kind in (decode.SAMPLE_PROCESS, decode.RECORD_PROCESS):
+            self._processes.setdefault(pid, {})[kind] = record
+        elif kind == decode.SAMPLE_EXIT:
+            self._processes.pop(pid, None)
+
+    def see_all(self, records: bytes) -> None:
+        at = 0
+        while at < len(records):
+            size = int.from_bytes(records[at + 4 : at + 8], "little") + 7 & ~7
+            self.see(records[at : at + size])
+            at += size
+
+    def records(self) -> bytes:
+        """The beginning of the next file: processes, and every open connection with its ledger."""
+        parts = [record for known in self._processes.values() for _, record in sorted(known.items(), reverse=True)]
+        for conn, samples in self._connections.items():
+            parts += samples
+            _, _, _, time_ns, pid, _, _ = decode.HEADER.unpack_from(samples[-1])
+            parts.append(decode.ledger(decode.RECORD_CARRY, pid, conn, *self._ring.reached(conn), time_ns=time_ns))
+        return b"".join(parts)
 
 
 @dataclass(slots=True)
@@ -122,11 +172,9 @@ class _Full:
 class _FrameWriter(threading.Thread):
     """Compresses and writes full buffers, and gives them back."""
 
-    def __init__(self, writer: SidecarWriter, grown: Callable[[int], None]) -> None:
+    def __init__(self, writer: SidecarWriter, free: queue.Queue[bytearray], grown: Callable[[int], None]) -> None:
         super().__init__(name="frames", daemon=True)
-        self.free: queue.Queue[bytearray] = queue.Queue()
-        for _ in range(BUFFERS):
-            self.free.put(bytearray(FRAME_SIZE + MAX_SAMPLE))
+        self._free = free
         self.full: queue.Queue[_Full | None] = queue.Queue()
         self.error: OSError | None = None
         self._writer = writer
@@ -142,27 +190,62 @@ class _FrameWriter(threading.Thread):
                     self._grown(self._writer.size)
                 except OSError as error:
                     self.error = error
-            self.free.put(one.buffer)
+            self._free.put(one.buffer)
 
 
 class Spooler:
-    """Drains the ring until the session says FINISH, or is gone."""
+    """Drains the ring until the session says FINISH, or is gone.
+
+    With ``rotating``, it keeps what is needed to begin a file in the middle of connections (`_Carry`).
+    """
 
     def __init__(
-        self, ring: Ring, file: UncachedFile, session: Channel, view: Channel | None, *, first: bytes, flush_s: float
+        self,
+        ring: Ring,
+        file: UncachedFile,
+        session: Channel,
+        view: Channel | None,
+        *,
+        first: bytes,
+        flush_s: float,
+        rotating: bool = False,
     ) -> None:
         self._ring = ring
-        self._file = file
         self._session = session
-        self._view = view
         self._flush_s = flush_s
-        self._writer = SidecarWriter(file)
-        self._frames = _FrameWriter(self._writer, self._grown)
-        self._before = [first]
-        self._buffer = self._frames.free.get()
+        self._carry = _Carry(ring) if rotating else None
+        self._notices = NOTICES | (_Carry.NOTICES if rotating else 0)
+        self._buffers: queue.Queue[bytearray] = queue.Queue()
+        for _ in range(BUFFERS):
+            self._buffers.put(bytearray(FRAME_SIZE + MAX_SAMPLE))
+        self._buffer = self._buffers.get()
         self._used = 0
         self._since = time.monotonic()
         self._finishing = False
+        self._next: tuple[int, int, bytes] | None = None
+        self._begin(file, view, first)
+
+    def _begin(self, file: UncachedFile, view: Channel | None, first: bytes) -> None:
+        self._file = file
+        self._view = view
+        self._before = [first]
+        self._writer = SidecarWriter(file)
+        self._frames = _FrameWriter(self._writer, self._buffers, self._grown)
+        self._frames.start()
+        self._hand_over()  # so that the file says who recorded, even when nothing ever comes
+
+    def _rotate(self, file_fd: int, view_fd: int, first: bytes) -> None:
+        """Close this file and go on in the next, which begins with what is open."""
+        self._hand_over()
+        self._frames.full.put(None)
+        self._frames.join()
+        if self._close():
+            return
+        if self._view:
+            self._view.close()
+        self._file.close()
+        carried = self._carry.records() if self._carry else b""
+        self._begin(UncachedFile(file_fd), Channel(socket.socket(fileno=view_fd)), first + carried)
 
     def _grown(self, size: int) -> None:
         if self._view and not self._view.send(struct.pack("<Q", size)):
@@ -171,8 +254,6 @@ class Spooler:
 
     def run(self, ring_fd: int) -> int:
         """Returns an exit status: 0, or 5 when the file could not be written."""
-        self._frames.start()
-        self._hand_over()  # so that the file says who recorded, even when nothing ever comes
         poller = select.epoll()
         poller.register(self._session.fileno(), select.EPOLLIN)
         # Edge-triggered: the ring is "readable" all the time; only the probes' wake-up call matters.
@@ -182,6 +263,10 @@ class Spooler:
             for fd, _ in poller.poll(wait_ms / 1000):
                 if fd == self._session.fileno():
                     self._hear()
+            if self._next:
+                file_fd, view_fd, first = self._next
+                self._next = None
+                self._rotate(file_fd, view_fd, first)
             came = self._drain()
             wait_ms = BUSY_WAIT_MS if came else min(wait_ms * 2, IDLE_WAIT_MS)
             if self._used and time.monotonic() - self._since >= self._flush_s:
@@ -199,7 +284,7 @@ class Spooler:
         """Move what is there.  Returns the number of samples."""
         total = 0
         while True:
-            self._used, samples, notices = self._ring.drain(self._buffer, self._used, NOTICES)
+            self._used, samples, notices = self._ring.drain(self._buffer, self._used, self._notices)
             total += samples
             for at in notices:
                 self._notice(at)
@@ -209,7 +294,12 @@ class Spooler:
                 return total  # the end of the ring, neither a full buffer nor a full list
 
     def _notice(self, at: int) -> None:
-        for event in decode.decode(bytes(self._buffer[at : at + 2048])[: self._size(at)]):
+        sample = bytes(self._buffer[at : at + self._size(at)])
+        if self._carry:
+            self._carry.see(sample)
+        if not NOTICES >> sample[0] & 1:
+            return
+        for event in decode.decode(sample):
             match event:
                 case decode.ProcessEvent():
                     self._session.tell(process=event.pid, start_ns=event.start_ns)
@@ -245,12 +335,19 @@ class Spooler:
         kind, records = message[:1], message[1:]
         if kind == PREPEND:
             self._before.append(records)
+            if self._carry:
+                self._carry.see(records)
         elif kind == APPEND:
             self._append(records)
+        elif kind == ROTATE:
+            file_fd, view_fd = self._session.fds
+            self._next = (file_fd, view_fd, records)
         else:
             self._finishing = True
 
     def _append(self, records: bytes) -> None:
+        if self._carry:
+            self._carry.see_all(records)
         if self._used + len(records) > len(self._buffer):
             self._hand_over()
         self._buffer[self._used : self._used + len(records)] = records
@@ -270,7 +367,7 @@ class Spooler:
         self._before.clear()
         if self._used or before:
             self._frames.full.put(_Full(self._buffer, self._used, before))
-            self._buffer = self._frames.free.get()  # waits when every buffer is full: memory stays bounded
+            self._buffer = self._buffers.get()  # waits when every buffer is full: memory stays bounded
         self._used = 0
         self._since = time.monotonic()
 
