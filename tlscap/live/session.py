@@ -506,7 +506,7 @@ class Session:
                     self._status.notes.append(str(error))
             case {"exited": int(pid)}:
                 self._exited.add(pid)
-            case {"size": int(size)}:
+            case {"size": int(size), "part": int(part)} if part == self._part_number:
                 self._status.sidecar_size = size
             case {"error": str(text)}:
                 self._status.errors.append(f"{self._request.sidecar or 'the temporary file'}: {text}")

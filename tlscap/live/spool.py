@@ -222,10 +222,12 @@ class Spooler:
         self._used = 0
         self._since = time.monotonic()
         self._finishing = False
+        self._part = 0
         self._next: tuple[int, int, bytes] | None = None
         self._begin(file, view, first)
 
     def _begin(self, file: UncachedFile, view: Channel | None, first: bytes) -> None:
+        self._part += 1
         self._file = file
         self._view = view
         self._before = [first]
@@ -250,7 +252,7 @@ class Spooler:
     def _grown(self, size: int) -> None:
         if self._view and not self._view.send(struct.pack("<Q", size)):
             self._view = None
-        self._session.tell(size=size)
+        self._session.tell(size=size, part=self._part)
 
     def run(self, ring_fd: int) -> int:
         """Returns an exit status: 0, or 5 when the file could not be written."""
@@ -383,7 +385,7 @@ class Spooler:
             with contextlib.suppress(OSError):
                 self._file.cut(self._writer.size)
             self._session.tell(error=error.strerror or str(error))
-        self._session.tell(done=True, size=self._writer.size)
+        self._session.tell(done=True, size=self._writer.size, part=self._part)
         return 5 if error else 0
 
 
