@@ -17,8 +17,9 @@ struct call {
 	__u64 buffer;
 	__u64 count; /* address of the byte count, or 0 when the return value is the count */
 	__u64 entry_ns;
-	__u32 kind;
-	__u32 wanted;
+	__u32 incarnation; /* of the process, see struct process */
+	__u16 kind;
+	__u16 wanted;
 };
 
 struct process {

@@ -532,6 +532,7 @@ INLINE int enter(struct pt_regs *ctx, __u32 kind, __u64 count_address)
 	call.count = count_address;
 	call.entry_ns = bpf_ktime_get_ns();
 	call.kind = kind;
+	call.incarnation = p->incarnation;
 	key.thread = thread;
 	key.sp = PT_REGS_SP(ctx);
 	if (kind != CALL_SERVERNAME && kind != CALL_ALPN) {
@@ -679,10 +680,10 @@ int enter_alpn(struct pt_regs *ctx)
 
 /* --- Leaving it --- */
 
-INLINE void left_data(struct config *c, struct process *p, struct call *call, struct connection_key *key, __u64 n,
-		      __u32 direction, int has_loop)
+INLINE void left_data(struct config *c, struct call *call, struct connection_key *key, __u64 n, __u32 direction,
+		      int has_loop)
 {
-	struct connection *conn = connection_of(c, p, key, 1);
+	struct connection *conn = bpf_map_lookup_elem(&connections, key); /* made when the call was entered */
 	struct transfer t = {};
 	__u64 keep = n;
 
@@ -802,7 +803,6 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 	struct call_key key = {};
 	struct connection_key conn_key = {};
 	struct call *pending, call;
-	struct process *p;
 	__u64 n = 0;
 	long result;
 	int by_address;
@@ -816,12 +816,9 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 	bpf_map_delete_elem(&calls, &key);
 	if (call.wanted)
 		bpf_map_delete_elem(&wanted, &key.thread);
-	conn_key.pid = key.thread >> 32;
-	p = bpf_map_lookup_elem(&processes, &conn_key.pid);
-	if (!p)
-		return 0;
 	conn_key.ssl = call.ssl;
-	conn_key.incarnation = p->incarnation;
+	conn_key.pid = key.thread >> 32;
+	conn_key.incarnation = call.incarnation;
 	result = (int)PT_REGS_RC(ctx);
 
 	switch (call.kind) {
@@ -867,13 +864,13 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 	case CALL_READ_EX:
 	case CALL_READ_INNER:
 		if (n)
-			left_data(c, p, &call, &conn_key, n, INBOUND, has_loop);
+			left_data(c, &call, &conn_key, n, INBOUND, has_loop);
 		else if (result == 0 && call.kind != CALL_READ_EX) /* there 0 is every failure */
 			left_ended(c, &conn_key, SENT_EOF, SAMPLE_EOF);
 		return 0;
 	default:
 		if (n)
-			left_data(c, p, &call, &conn_key, n, OUTBOUND, has_loop);
+			left_data(c, &call, &conn_key, n, OUTBOUND, has_loop);
 		return 0;
 	}
 }

@@ -9,7 +9,8 @@
     │   ├── UnsupportedError                 this kernel or library lacks a feature
     │   ├── LoadError                        the BPF object was refused; the log is kept
     │   ├── AttachError                      one probe could not be placed; the others go on
-    │   └── TargetError                      no such process, or nothing in it to hook
+    │   ├── TargetError                      no such process, or nothing in it to hook
+    │   └── CommandNotFoundError    exit 127 as shells have it
     ├── FormatError                 exit 4   bytes that break a file's layout
     │   ├── TruncatedError                   what came before is valid: readers stop cleanly
     │   ├── CorruptError                     a checksum or a length is wrong
@@ -73,6 +74,12 @@ class AttachError(CaptureError):
 
 class TargetError(CaptureError):
     """A process that does not exist, or that holds nothing tlscap can hook."""
+
+
+class CommandNotFoundError(CaptureError):
+    """The command to record does not exist."""
+
+    exit_status = 127
 
 
 class FormatError(TlscapError):

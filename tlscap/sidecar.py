@@ -204,6 +204,7 @@ class SidecarReader:
         unpacked = parameters.content_size
         if unpacked in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) or unpacked > MAX_FRAME:
             raise CorruptError(f"the frame at byte {start} does not say a size up to {MAX_FRAME}", offset=start)
+        empty = size + _BLOCK_HEADER
         last = False
         while not last:
             block = int.from_bytes(raw := self._peek(_BLOCK_HEADER, size), "little")
@@ -213,6 +214,8 @@ class SidecarReader:
             size += _BLOCK_HEADER + (1 if block >> 1 & 3 == _BLOCK_RLE else block >> 3)
             if size > MAX_FRAME + _OVERHEAD:
                 raise CorruptError(f"the frame at byte {start} is too large", offset=start)
+        if not unpacked and size != empty:  # zstandard believes a size of 0 without looking
+            raise CorruptError(f"the frame at byte {start} has not the size it says", offset=start)
         return size + (_CHECKSUM if parameters.has_checksum else 0), unpacked
 
     def _unpack(self, size: int, unpacked: int) -> bytes:

@@ -17,6 +17,7 @@ import errno
 import os
 import platform
 import select
+import shutil
 import signal
 import struct
 import sys
@@ -28,7 +29,7 @@ from typing import Any, NoReturn, Protocol, Self
 
 import tlscap
 from tlscap import decode
-from tlscap.errors import AttachError, CaptureError, OutputError, PrivilegeError, TargetError
+from tlscap.errors import AttachError, CaptureError, CommandNotFoundError, OutputError, PrivilegeError, TargetError
 from tlscap.live import targets
 from tlscap.live._ring import Ring
 from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
@@ -154,6 +155,8 @@ class Session:
         for pid in request.pids:
             if not targets.exists(pid):
                 raise TargetError(f"there is no process {pid}")
+        if request.command and shutil.which(request.command[0]) is None:
+            raise CommandNotFoundError(f"{request.command[0]}: command not found")
         gate: _Gate | None = None
         try:
             with contextlib.ExitStack() as stack:
