@@ -10,9 +10,9 @@ import pytest
 
 from tlscap.errors import LoadError
 from tlscap.live import bcc
-from tlscap.live.bcc import entry_program, join_sources, kernel_fields, tracepoints
+from tlscap.live.bcc import join_sources, kernel_fields, tracepoints
 from tlscap.live.libbpf import KERNEL_WIDE, SOCKET_PROGRAMS, SYSCALL_PROGRAM
-from tlscap.live.loader import CallKind, LifeKind
+from tlscap.live.loader import CallKind, LifeKind, entry_program
 
 BPF = Path(__file__).parent.parent / "bpf"
 

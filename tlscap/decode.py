@@ -63,6 +63,9 @@ FLAG_NO_STATE = 1
 @dataclass(slots=True)
 class DataEvent:
     time_ns: int
+    """When the TLS call returned."""
+    entry_ns: int
+    """When it was entered."""
     pid: int
     conn: int
     direction: int
@@ -228,13 +231,13 @@ def decode(records: bytes) -> Iterator[Event]:
             raise CorruptError(f"a record of type {kind} claims {size} bytes", offset=at)
         try:
             if kind == SAMPLE_DATA:
-                offset, _, _, length, captured, direction, reason, _, _ = DATA.unpack_from(records, body)
+                offset, _, entry_ns, length, captured, direction, reason, _, _ = DATA.unpack_from(records, body)
                 start = body + DATA.size
                 if start + captured > at + size or captured > length or direction > 1:
                     raise CorruptError("a data record contradicts itself", offset=at)
                 data = records[start : start + captured]
                 yield DataEvent(
-                    time_ns, pid, conn, direction, offset, length, data, reason, bool(flags & FLAG_NO_STATE)
+                    time_ns, entry_ns, pid, conn, direction, offset, length, data, reason, bool(flags & FLAG_NO_STATE)
                 )
             elif size - HEADER.size < _BODY_SIZES.get(kind, 0):
                 raise CorruptError(f"a record of type {kind} is too short", offset=at)

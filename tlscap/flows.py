@@ -160,8 +160,11 @@ class FlowTable:
     def _carry(self, event: CarryEvent, time_ns: int) -> list[Item]:
         """A connection whose beginning is in an earlier file: its streams begin in their middle here."""
         state = self._states.get(event.conn) or self._new(event.conn, event.pid, 0, time_ns)
+        carried = [event.bytes_in, event.bytes_out]
+        if any(state.known) and state.known != carried:
+            raise CorruptError(f"flow {state.flow.id}: carried over at {carried}, but {state.known} bytes are known")
         state.flow.joined_midstream = True
-        state.known = [event.bytes_in, event.bytes_out]
+        state.known = carried
         return self._use(state, time_ns)
 
     def _note(self, event: NoteEvent) -> None:
@@ -231,6 +234,9 @@ class FlowTable:
             state.flow.joined_midstream = True
         items += self._use(state, time_ns)
         flow, direction = state.flow, BOTH[event.direction]
+        if direction is Direction.OUTBOUND:
+            # What is written is on its way before the call returns: the other end may have answered by then.
+            time_ns = event.entry_ns + self._wall_offset
         known = state.known[direction]
         if event.offset < known:
             raise CorruptError(f"flow {flow.id}: a sample at {event.offset}, but {known} bytes are known already")

@@ -53,9 +53,10 @@ class PcapngBuilder:
     def _begin(self) -> Synthesizer:
         """What the section header says comes from the sidecar: not from the tlscap and machine that rebuild."""
         start = self.table.start
+        tool = str(start.get("tool"))  # whatever a file says, what is written must be known as ours
         self._synthesizer = Synthesizer(
             self._framing,
-            tool=str(start.get("tool", "tlscap")),
+            tool=tool if tool.startswith("tlscap") else "tlscap",
             os=str(start.get("os", "")),
             hardware=str(start.get("hardware", "")),
         )

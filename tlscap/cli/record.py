@@ -89,9 +89,7 @@ class _Terminal:
                 f" ({dropped:,} samples dropped because the ring was full)"
             )
             if dropped:
-                self._say(
-                    f"  a larger ring loses less: --ring-size {size_text(request.ring_size * 4).replace(' ', '')}"
-                )
+                self._say(f"  a larger ring loses less: --ring-size {_binary(request.ring_size * 4)}")
         if not status.counters[Counter.CALLS]:
             self._say("no TLS call was seen: did the program use TLS, through a library that was probed?")
         for path in status.files:
@@ -131,6 +129,11 @@ def _rotation(text: str | None) -> tuple[int, float]:
         return Size().convert(text, None, None), 0.0
     except click.BadParameter:
         raise UsageError(f"--rotate {text}: neither a size such as 64MB nor a time such as 10min") from None
+
+
+def _binary(size: int) -> str:
+    """A power of two as the options take it: ``256Ki``, ``64Mi``."""
+    return f"{size >> 20}Mi" if size >= 1 << 20 else f"{size >> 10}Ki"
 
 
 def _ring_size(wanted: int) -> int:

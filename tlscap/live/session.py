@@ -176,6 +176,9 @@ class Session:
                 self._display.started(self._status)
                 self._watch(loader, probes, session, gate)
                 self._finish(loader, probes, session)
+            if gate and self._status.command_status is None and not self._stop_reason.startswith("SIG"):
+                # Recording ended first (a time, a size, a full disk): the command is none the worse for it.
+                self._status.command_status = gate.wait()
         except BaseException:
             for path in self._created:
                 with contextlib.suppress(OSError):
@@ -329,7 +332,6 @@ class Session:
         session_end, spool_end = Channel.pair()
 
         def spool() -> int:
-            _keep_only(part.sidecar, ring_fd, spool_end.fileno(), announce.fileno())
             _nice(-5)
             drop(self._user)
             spooler = Spooler(
@@ -343,7 +345,7 @@ class Session:
             )
             return spooler.run(ring_fd)
 
-        self._recorder = _fork_child(spool)
+        self._recorder = _fork_child(spool, part.sidecar, ring_fd, spool_end.fileno(), announce.fileno())
         spool_end.close()
         announce.close()
         os.close(part.sidecar)
@@ -355,7 +357,6 @@ class Session:
         announce, announced = Channel.pair()
 
         def show() -> int:
-            _keep_only(part.source, part.pcapng, view_end.fileno(), announced.fileno())
             from tlscap.live.view import View  # noqa: PLC0415 - the session has no use for it
 
             # Runs when nothing else wants to: the target and the recorder come first.
@@ -365,7 +366,8 @@ class Session:
             target = os.fdopen(part.pcapng, "wb", buffering=0) if part.pcapng >= 0 else None
             return View(source, target, announced, view_end, self._request.framing, live=self._live).run()
 
-        self._views.append(_View(_fork_child(show), report, part))
+        child = _fork_child(show, part.source, part.pcapng, view_end.fileno(), announced.fileno())
+        self._views.append(_View(child, report, part))
         for fd in (part.source, part.pcapng):
             if fd >= 0:
                 os.close(fd)
@@ -693,12 +695,15 @@ def _keep_only(*fds: int) -> None:
                 os.dup2(nothing, fd)
 
 
-def _fork_child(body: Callable[[], int]) -> int:
+def _fork_child(body: Callable[[], int], *keep: int) -> int:
+    """A process that runs `body` with these descriptors only.  Returns when it has let go of the others."""
+    gone_read, gone_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         status = 70
         try:
             ignore_terminal_signals()
+            _keep_only(*keep)  # `gone_write` is among what goes: the parent reads an end of file
             status = body()
         except KeyboardInterrupt:
             pass
@@ -706,6 +711,9 @@ def _fork_child(body: Callable[[], int]) -> int:
             print(f"tlscap: internal error: {type(error).__name__}: {error}", file=sys.stderr)
         finally:
             os._exit(status)
+    os.close(gone_write)
+    os.read(gone_read, 1)
+    os.close(gone_read)
     return pid
 
 

@@ -1,0 +1,55 @@
+#!/bin/bash
+# Installs the Debian packages that building and testing need; says nothing when all are there.
+set -euo pipefail
+
+packages=(
+    clang llvm libbpf-dev libbpf1                     # the BPF object and its loader
+    gcc libc6-dev python3 python3-venv python3-dev    # the ring reader, the virtual environment
+    python3-bpfcc                                     # the other loader; it compiles when it records
+    curl openssl nginx-light wrk nghttp2-client       # what is recorded in the demo and in the tests
+    tshark tcpdump zstd iproute2 procps util-linux    # what the tests judge by
+)
+if [[ -d /usr/share/doc/base-files ]] && command -v dpkg >/dev/null; then
+    packages+=("linux-headers-$(dpkg --print-architecture)")
+else
+    echo "tlscap: this is not Debian: install by hand what corresponds to: ${packages[*]}" >&2
+    exit 0
+fi
+
+installed=$(dpkg-query --show --showformat='${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null || true)
+missing=()
+for package in "${packages[@]}"; do
+    grep -qx "$package installed" <<<"$installed" || missing+=("$package")
+done
+# Any flavor of nginx will do.
+if command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]]; then
+    for index in "${!missing[@]}"; do
+        [[ ${missing[index]} == nginx-light ]] && unset "missing[index]"
+    done
+fi
+[[ ${#missing[@]} -gt 0 ]] || exit 0
+
+if [[ $EUID -ne 0 ]]; then
+    echo "tlscap: Debian packages are missing; as root: apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+fi
+
+# A package that brings a service starts it.  nginx is installed as a program: nothing of ours may take port 80.
+policy=/usr/sbin/policy-rc.d
+if [[ " ${missing[*]} " == *" nginx-light "* ]]; then
+    if [[ ! -e $policy ]]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '%s\n' '#!/bin/sh' 'case " $* " in *" nginx "* | *" nginx.service "*) exit 101 ;; esac' 'exit 0' >"$policy"
+        chmod 755 "$policy"
+    fi
+    disable_nginx=1
+fi
+
+echo "tlscap: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q update
+apt-get -q install -y --no-install-recommends "${missing[@]}"
+
+if [[ -n ${disable_nginx:-} && -d /run/systemd/system ]]; then
+    systemctl --quiet disable nginx.service || true # not at the next boot, either
+fi
