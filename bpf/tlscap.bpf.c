@@ -339,6 +339,8 @@ struct transfer {
 	__u64 offset; /* ledger position of the next byte */
 	__u64 call_len;
 	__u64 entry_ns;
+	__u64 return_ns;
+	__u64 thread;
 	__u32 direction;
 	__u32 kind;
 	__u32 flags;
@@ -346,8 +348,13 @@ struct transfer {
 
 INLINE void fill_data(struct sample_data *s, struct transfer *t, __u32 length, __u32 captured, __u32 reason)
 {
-	fill_header(&s->h, SAMPLE_DATA, sizeof(*s) + captured, t->conn);
+	s->h.type = SAMPLE_DATA;
 	s->h.flags = t->flags;
+	s->h.size = sizeof(*s) + captured;
+	s->h.time_ns = t->return_ns;
+	s->h.pid = t->thread >> 32;
+	s->h.tid = (__u32)t->thread;
+	s->h.conn = t->conn;
 	s->offset = t->offset;
 	s->call_len = t->call_len;
 	s->entry_ns = t->entry_ns;
@@ -359,9 +366,14 @@ INLINE void fill_data(struct sample_data *s, struct transfer *t, __u32 length, _
 	s->pad = 0;
 }
 
-INLINE int room_for_data(struct config *c)
+/* Data may not take the room that small samples need.  One look at the ring answers that and whether to wake its reader. */
+INLINE int room_for_data(struct config *c, __u32 size, __u64 *wake)
 {
-	return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < c->data_limit;
+	__u64 unread = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
+
+	*wake = c->wake_always || (unread < c->wake_mark && unread + size >= c->wake_mark) ? BPF_RB_FORCE_WAKEUP
+											 : BPF_RB_NO_WAKEUP;
+	return unread < c->data_limit;
 }
 
 /* A whole chunk.  True when it went out. */
@@ -369,8 +381,9 @@ INLINE void submit_full(struct transfer *t)
 {
 	struct sample_data *s = 0;
 	__u32 captured = CHUNK_MAX, reason = GAP_NONE;
+	__u64 wake = 0;
 
-	if (room_for_data(t->c))
+	if (room_for_data(t->c, sizeof(struct sample_data) + CHUNK_MAX, &wake))
 		s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_data) + CHUNK_MAX, 0);
 	if (!s) {
 		lost_sample(CHUNK_MAX);
@@ -383,11 +396,11 @@ INLINE void submit_full(struct transfer *t)
 	}
 	fill_data(s, t, CHUNK_MAX, captured, reason);
 	count(COUNT_SAMPLES, 1);
-	bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data) + CHUNK_MAX));
+	bpf_ringbuf_submit(s, wake);
 }
 
 /* Reservations must have constant sizes: `room` is a constant where this is called.  True when the sample went out. */
-INLINE int submit_within(struct transfer *t, __u32 length, __u32 room)
+INLINE int submit_within(struct transfer *t, __u32 length, __u32 room, __u64 wake)
 {
 	struct sample_data *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_data) + room, 0);
 	__u64 captured = length;
@@ -405,28 +418,29 @@ INLINE int submit_within(struct transfer *t, __u32 length, __u32 room)
 	}
 	fill_data(s, t, length, captured, reason);
 	count(COUNT_SAMPLES, 1);
-	bpf_ringbuf_submit(s, wake_flag(t->c, sizeof(struct sample_data) + room));
+	bpf_ringbuf_submit(s, wake);
 	return 1;
 }
 
 /* The rest of a call, at most a chunk.  A few sizes keep small samples small. */
 INLINE void submit_rest(struct transfer *t, __u32 length)
 {
+	__u64 wake = 0;
 	int sent = 0;
 
 	if (!length)
 		return;
-	if (room_for_data(t->c)) {
+	if (room_for_data(t->c, length, &wake)) {
 		if (length <= 128)
-			sent = submit_within(t, length, 128);
+			sent = submit_within(t, length, 128, wake);
 		else if (length <= 512)
-			sent = submit_within(t, length, 512);
+			sent = submit_within(t, length, 512, wake);
 		else if (length <= 1280)
-			sent = submit_within(t, length, 1280);
+			sent = submit_within(t, length, 1280, wake);
 		else if (length <= 4096)
-			sent = submit_within(t, length, 4096);
+			sent = submit_within(t, length, 4096, wake);
 		else
-			sent = submit_within(t, length, CHUNK_MAX);
+			sent = submit_within(t, length, CHUNK_MAX, wake);
 	}
 	if (!sent)
 		lost_sample(length);
@@ -691,6 +705,8 @@ INLINE void left_data(struct config *c, struct call *call, struct connection_key
 	t.source = call->buffer;
 	t.call_len = n;
 	t.entry_ns = call->entry_ns;
+	t.return_ns = bpf_ktime_get_ns();
+	t.thread = bpf_get_current_pid_tgid();
 	t.direction = direction;
 	t.kind = call->kind;
 	count(COUNT_CALLS, 1);

@@ -34,8 +34,8 @@ T = MONOTONIC_NS
 
 EVERY_TYPE: list[tuple[bytes, Event]] = [
     (
-        samples.data(b"hello", 70, IN, length=9, reason=1),
-        DataEvent(T, T, PID, CONN, IN, 70, 9, b"hello", 1, no_state=False),
+        samples.data(b"hello", 70, IN, length=9, reason=1, entry_ns=T - 9),
+        DataEvent(T, T - 9, PID, CONN, IN, 70, 9, b"hello", 1, no_state=False),
     ),
     (samples.data(b"", 0, OUT, flags=1), DataEvent(T, T, PID, CONN, OUT, 0, 0, b"", 0, no_state=True)),
     (

@@ -94,26 +94,24 @@ def rebuild(
         raise OutputError(f"{file}: {error.strerror}") from error
     with source:
         try:
-            reader = SidecarReader(source)
-            frames = reader.frames()
-            first = next(frames, b"")
+            frames = SidecarReader(source).frames()
         except FormatError as error:
-            hint = "a pcapng can't be rebuilt from" if isinstance(error, CorruptError) else error.hint
-            raise type(error)(f"{file}: {error}", offset=error.offset, hint=error.hint if hint else "") from error
-        builder = PcapngBuilder(framing or _recorded_framing(first), keep=keep if pids or flows or hosts else None)
+            hint = "give the sidecar: NAME.tlscap.zst" if isinstance(error, CorruptError) else error.hint
+            raise type(error)(f"{file}: {error}", offset=error.offset, hint=hint) from error
+        builder: PcapngBuilder | None = None
+        chosen = keep if pids or flows or hosts else None
         warning = ""
         with output_file(output, force=force) as target:
             try:
-                for block in builder.feed(first):
-                    target.write(block)
                 for frame in frames:
+                    builder = builder or PcapngBuilder(framing or _recorded_framing(frame), keep=chosen)
                     for block in builder.feed(frame):
                         target.write(block)
             except TruncatedError as error:
                 warning = f"{file}: {error}; everything before is in {output}"
             except FormatError as error:
                 raise type(error)(f"{file}: {error}", offset=error.offset, hint=error.hint) from error
-            for block in builder.finish():
+            for block in (builder or PcapngBuilder(framing or "auto")).finish():
                 target.write(block)
     if warning:
         click.echo(f"tlscap: {warning}", err=True)

@@ -13,6 +13,7 @@ exported functions, decoded independently, call it.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import platform
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tlscap.errors import AttachError, TargetError, UnsupportedError
+from tlscap.errors import AttachError, CaptureError, TargetError, UnsupportedError
 from tlscap.live.catalogue import BY_NAME, FLAVORS, Flavor, Function, Funnel
 from tlscap.live.loader import AttachPoint, ResolvedLibrary
 
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 
 ELF_MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, shndx, value, size
+_NOTE = struct.Struct("<III")  # Elf64_Nhdr: length of name, length of content, type; name and content follow
+_SECTION_HEADER, _PROGRAM_HEADER = 64, 56
+PN_XNUM = 0xFFFF  # the number of program headers stands elsewhere: never so in what is linked
 STT_FUNC, STT_GNU_IFUNC = 2, 10
+SHF_COMPRESSED = 0x800
+NT_GNU_BUILD_ID = 3
 EMULATED = frozenset({"push", "nop", "jmp", "call"})
 STACK_COUNT_ARGS = {"rcx": 4, "r8": 5}
 """Where SSL_read and SSL_write pass the address of their count, by position (System V AMD64 ABI)."""
@@ -44,24 +50,38 @@ class Symbol:
     size: int
 
 
+@contextlib.contextmanager
+def _parsing(path: str) -> Iterator[None]:
+    """Any file can be mapped by a target: whatever pyelftools makes of a broken one is one error of ours."""
+    try:
+        yield
+    except CaptureError:
+        raise
+    except OSError as error:
+        raise TargetError(f"{path}: {error.strerror}") from error
+    except Exception as error:
+        raise UnsupportedError(f"{path} is not a usable ELF file: {error}") from error
+
+
 class Image:
     """An ELF file: symbols by name, and code by address.
 
-    Raises `TargetError` when the file can't be read, `UnsupportedError` when it is for another machine.
+    Raises `TargetError` when the file can't be read, `UnsupportedError` when it is for another machine or broken.
+    What a file says of sizes is only believed where the file is that long.
     """
 
     def __init__(self, path: str) -> None:
-        from elftools.common.exceptions import ELFError  # noqa: PLC0415
         from elftools.elf.elffile import ELFFile  # noqa: PLC0415
 
         self.path = path
-        try:
+        with _parsing(path):
             with open(path, "rb") as file:
                 if file.read(4) != b"\x7fELF":
                     raise UnsupportedError(f"{path} is not an ELF file")
                 file.seek(0)
+                self._size = os.fstat(file.fileno()).st_size
                 # Mapped or not, the file must not change under us: take it whole when small, else read on demand.
-                self._file: Any = io.BytesIO(file.read()) if os.fstat(file.fileno()).st_size < 32 << 20 else None
+                self._file: Any = io.BytesIO(file.read()) if self._size < 32 << 20 else None
             if self._file is None:
                 self._file = open(path, "rb")  # noqa: SIM115
             self.elf: ELFFile = ELFFile(self._file)
@@ -70,22 +90,26 @@ class Image:
                 raise UnsupportedError(
                     f"{path} is a {self.elf.elfclass}-bit {self.elf.get_machine_arch()} file; only 64-bit {machine} is probed"
                 )
+            if self.elf["e_phnum"] and (self.elf["e_phnum"] == PN_XNUM or self.elf["e_phentsize"] != _PROGRAM_HEADER):
+                raise UnsupportedError(f"{path} is not a usable ELF file: its program headers are not as they must be")
             self._segments = [
                 (s["p_vaddr"], s["p_offset"], s["p_filesz"])
                 for s in self.elf.iter_segments("PT_LOAD")
-                if s["p_flags"] & 1
+                if s["p_flags"] & 1 and s["p_offset"] + s["p_filesz"] <= self._size
             ]
-        except OSError as error:
-            raise TargetError(f"{path}: {error.strerror}") from error
-        except ELFError as error:
-            raise UnsupportedError(f"{path} is not a usable ELF file: {error}") from error
+            # Files of more than 65279 sections count them elsewhere; they are not linked files.
+            self._sections = 0 < self.elf["e_shoff"] <= self._size - self.elf["e_shnum"] * self.elf["e_shentsize"]
+            self._sections &= self.elf["e_shnum"] > 0 and self.elf["e_shentsize"] == _SECTION_HEADER
 
     @property
     def build_id(self) -> str:
-        section: Any = self.elf.get_section_by_name(".note.gnu.build-id")
-        if section is None:
+        notes = self._section(".note.gnu.build-id")
+        if len(notes) < _NOTE.size:
             return ""
-        return next((str(note["n_desc"]) for note in section.iter_notes() if note["n_type"] == "NT_GNU_BUILD_ID"), "")
+        name_size, size, kind = _NOTE.unpack_from(notes)
+        start = _NOTE.size + 4
+        known = (name_size, kind) == (4, NT_GNU_BUILD_ID) and notes[_NOTE.size : start] == b"GNU\0"
+        return notes[start : start + size].hex() if known else ""
 
     def symbols(self, names: frozenset[str]) -> dict[str, Symbol]:
         """The functions of these names that the file defines, from both symbol tables."""
@@ -93,14 +117,26 @@ class Image:
         for table, strings in ((".dynsym", ".dynstr"), (".symtab", ".strtab")):
             if len(found) == len(names):
                 break
-            symbols, text = self.elf.get_section_by_name(table), self.elf.get_section_by_name(strings)
-            if symbols is None or text is None or symbols["sh_type"] == "SHT_NOBITS":
-                continue
-            offsets = dict(_name_offsets(text.data(), names))
-            for name, info, _, section, value, size in _SYMBOL.iter_unpack(symbols.data()):
+            symbols, text = self._section(table), self._section(strings)
+            offsets = dict(_name_offsets(text, names))
+            whole = len(symbols) - len(symbols) % _SYMBOL.size
+            for name, info, _, section, value, size in _SYMBOL.iter_unpack(memoryview(symbols)[:whole]):
                 if name in offsets and section and value and info & 0xF in (STT_FUNC, STT_GNU_IFUNC):
                     found.setdefault(offsets[name], Symbol(offsets[name], value, size))
         return found
+
+    def _section(self, name: str) -> bytes:
+        """What a section holds; empty when the file has no such section, or not inside itself."""
+        if not self._sections:
+            return b""
+        with _parsing(self.path):
+            section: Any = self.elf.get_section_by_name(name)
+            if section is None or section["sh_type"] == "SHT_NOBITS" or section["sh_flags"] & SHF_COMPRESSED:
+                return b""
+            if section["sh_offset"] + section["sh_size"] > self._size:
+                return b""
+            self._file.seek(section["sh_offset"])
+            return bytes(self._file.read(section["sh_size"]))
 
     def file_offset(self, vaddr: int) -> int:
         """Where in the file the code at a virtual address lies.  Raises `AttachError` outside executable segments."""
