@@ -1,0 +1,135 @@
+/*
+ * A program with OpenSSL's function names and none of its code: every call returns what the scene wants.
+ * What a recorder must make of it is written in test_semantics.py.
+ */
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static int result;
+static size_t moved;
+static volatile int sink;
+
+#define API __attribute__((noinline, visibility("default")))
+#define BODY(number) sink = number; __asm__ volatile("" ::: "memory")
+
+API int SSL_read(void *ssl, void *buf, int n) { BODY(1); return result; }
+API int SSL_write(void *ssl, const void *buf, int n) { BODY(2); return result; }
+API int SSL_read_ex(void *ssl, void *buf, size_t n, size_t *count) { BODY(3); *count = moved; return result; }
+API int SSL_write_ex(void *ssl, const void *buf, size_t n, size_t *count) { BODY(4); *count = moved; return result; }
+API int SSL_peek(void *ssl, void *buf, int n) { BODY(5); return result; }
+API int SSL_peek_ex(void *ssl, void *buf, size_t n, size_t *count) { BODY(6); *count = moved; return result; }
+API int SSL_write_early_data(void *ssl, const void *buf, size_t n, size_t *count)
+{
+	int done = SSL_write_ex(ssl, buf, n, count);
+
+	BODY(7);
+	return done;
+}
+API int SSL_read_early_data(void *ssl, void *buf, size_t n, size_t *count)
+{
+	int done = SSL_read_ex(ssl, buf, n, count);
+
+	BODY(8);
+	return done == 1 ? 1 : 0;
+}
+API ssize_t SSL_sendfile(void *ssl, int fd, off_t at, size_t size, int flags) { BODY(9); return moved; }
+API int SSL_do_handshake(void *ssl) { BODY(10); return result; }
+API int SSL_shutdown(void *ssl) { BODY(11); return 0; }
+API void SSL_set_connect_state(void *ssl) { BODY(12); }
+API void SSL_set_accept_state(void *ssl) { BODY(13); }
+API void SSL_free(void *ssl) { BODY(14); }
+API int SSL_clear(void *ssl) { BODY(15); return 1; }
+API long SSL_ctrl(void *ssl, int command, long arg, void *pointer) { BODY(16); return 1; }
+API void SSL_get0_alpn_selected(void *ssl, const unsigned char **data, unsigned *length)
+{
+	BODY(17);
+	*data = (const unsigned char *)"h2";
+	*length = 2;
+}
+
+/* What QUIC does: a read on one object reads from another inside. */
+API int outer_read(void *outer, void *inner, char *buf)
+{
+	int got;
+
+	result = 5;
+	got = SSL_read(inner, buf, 16);
+	memcpy(buf + 100, "outer", 5);
+	moved = 5, result = 1;
+	SSL_read_ex(outer, buf + 100, 16, &(size_t){0});
+	return got;
+}
+
+static void say(void *ssl, const char *text)
+{
+	result = strlen(text);
+	SSL_write(ssl, text, result);
+}
+
+int main(int argc, char **argv)
+{
+	size_t big = argc > 1 ? strtoul(argv[1], NULL, 10) : 3000000, n;
+	char *bytes = malloc(big + 1), buf[256] = "inner";
+	void *one = (void *)0x1000, *two = (void *)0x2000, *three = (void *)0x3000;
+
+	for (size_t i = 0; i < big; i++)
+		bytes[i] = "0123456789abcdef"[i * 7 % 16];
+
+	SSL_set_connect_state(one);
+	SSL_ctrl(one, 55, 0, "fake.example");
+	SSL_ctrl(one, 33, 0, "not a name");
+	SSL_clear(one); /* as a handshake does at its beginning: still the same connection */
+	result = -1;
+	SSL_do_handshake(one);
+	result = 1;
+	SSL_do_handshake(one);
+	SSL_get0_alpn_selected(one, &(const unsigned char *){0}, &(unsigned){0});
+	result = -1;
+	SSL_write(one, "hello", 5); /* not yet: nothing moved */
+	result = 3;
+	SSL_write(one, "hello", 5); /* a partial write */
+	say(one, "lo, ");
+	moved = 60, result = 0;
+	SSL_write_ex(one, bytes, 100, &n); /* failed, whatever the count says */
+	moved = 6, result = 1;
+	SSL_write_ex(one, "world!??", 8, &n);
+	memcpy(buf, "answer", 6);
+	result = 4;
+	SSL_peek(one, buf, 4);
+	moved = 4, result = 1;
+	SSL_peek_ex(one, buf, 4, &n);
+	result = -1;
+	SSL_read(one, buf, 16);
+	moved = 0, result = 0;
+	SSL_read_ex(one, buf, 16, &n); /* the _ex functions return 0 for "try again", too: not an end */
+	result = 6;
+	SSL_read(one, buf, 16);
+	moved = 1000;
+	SSL_sendfile(one, 3, 0, 1000, 0);
+	say(one, "after the file");
+	moved = 5, result = 1;
+	SSL_write_early_data(one, "early", 5, &n);
+	result = big;
+	SSL_write(one, bytes, big); /* one call, many chunks */
+	result = 0;
+	SSL_read(one, buf, 16); /* the end */
+	SSL_shutdown(one);
+	SSL_shutdown(one);
+	SSL_free(one);
+
+	say(one, "another connection at the same address"); /* never announced: joined in its middle */
+	SSL_free(one);
+
+	SSL_set_accept_state(two);
+	memcpy(buf, "inner", 5);
+	outer_read(two, three, buf);
+	SSL_clear(two); /* used again, for another connection */
+	say(two, "recycled");
+	result = 7;
+	SSL_write(two, (void *)8, 7); /* memory that can't be read */
+	say(two, "still in step");
+	return 0; /* without freeing: the process ends */
+}

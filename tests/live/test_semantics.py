@@ -1,0 +1,181 @@
+"""What every hooked function means, with a program that has OpenSSL's names and returns what a scene wants.
+
+Run with the programs of this kernel and with those for kernels without ``bpf_loop``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from live.servers import run_tlscap
+from tlscap.capture import open_capture
+from tlscap.decode import MarkEvent, decode
+from tlscap.model import Data, Direction, Flow, FlowClosed, Gap, GapReason, HalfClosed, Item, Role
+from tlscap.sidecar import SidecarReader
+
+pytestmark = pytest.mark.live
+
+BIG = 3_000_000
+SOURCE = Path(__file__).parent / "fake_tls.c"
+OLD_KERNEL = """
+import sys
+from tlscap.live.libbpf import LibbpfLoader
+
+load = LibbpfLoader.__init__
+LibbpfLoader.__init__ = lambda self, settings: load(self, settings, bounded=True)
+sys.argv[0] = "tlscap"
+from tlscap.cli.main import main
+
+main()
+"""
+
+
+def modern(*arguments: str | Path) -> None:
+    done = run_tlscap(*arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def bounded(*arguments: str | Path) -> None:
+    """`tlscap` with the programs that kernels before 5.17 get."""
+    done = subprocess.run([sys.executable, "-c", OLD_KERNEL, *map(str, arguments)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fake") / "fake_tls"
+    subprocess.run(["gcc", "-O0", "-w", "-rdynamic", str(SOURCE), "-o", str(path)], check=True)
+    return path
+
+
+class Scene:
+    """The flows of a recording: streams as text with holes, and what else happened."""
+
+    def __init__(self, path: Path) -> None:
+        self.flows: list[Flow] = []
+        self.streams: dict[tuple[int, Direction], list[bytes | tuple[int, GapReason]]] = {}
+        self.ends: list[tuple[int, str]] = []
+        with open_capture(str(path)) as capture:
+            for item in capture.items():
+                self._take(item)
+        with path.open("rb") as file:
+            self.marks = [
+                event
+                for frame in SidecarReader(file).frames()
+                for event in decode(frame)
+                if isinstance(event, MarkEvent)
+            ]
+
+    def _take(self, item: Item) -> None:
+        if item.flow not in self.flows:
+            self.flows.append(item.flow)
+        match item:
+            case Data():
+                parts = self.streams.setdefault((item.flow.id, item.direction), [])
+                if parts and isinstance(parts[-1], bytes):
+                    parts[-1] += item.data
+                else:
+                    parts.append(item.data)
+            case Gap():
+                self.streams.setdefault((item.flow.id, item.direction), []).append((item.length, item.reason))
+            case HalfClosed():
+                self.ends.append((item.flow.id, item.direction.name))
+            case FlowClosed():
+                self.ends.append((item.flow.id, "closed"))
+
+
+def big() -> bytes:
+    return bytes(b"0123456789abcdef"[i * 7 % 16] for i in range(BIG))
+
+
+@pytest.mark.parametrize("tlscap", [modern, bounded])
+def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., None]) -> None:
+    """Every function does to the streams what its documentation says, and nothing else."""
+    tlscap("record", "-q", "-o", tmp_path / "scene", "--", program, BIG)
+    scene = Scene(tmp_path / "scene.tlscap.zst")
+
+    first, second, nested, inner, recycled = sorted(scene.flows, key=lambda flow: flow.id)
+    sent: list[bytes | tuple[int, GapReason]]
+    if tlscap is modern:
+        sent = [b"after the fileearly" + big()]
+    else:
+        copied = 64 * 16384
+        sent = [b"after the fileearly" + big()[:copied], (BIG - copied, GapReason.CALL_TOO_LARGE)]
+    assert scene.streams[first.id, Direction.OUTBOUND] == [b"hello, world!", (1000, GapReason.NOT_IN_MEMORY), *sent]
+    assert scene.streams[first.id, Direction.INBOUND] == [b"answer"]
+    assert (first.role, first.sni, first.alpn, first.joined_midstream) == (Role.CLIENT, "fake.example", "h2", False)
+    assert first.opened_ns <= first.handshake_start_ns <= first.handshake_end_ns
+    assert [end for end in scene.ends if end[0] == first.id] == [
+        (first.id, "INBOUND"),
+        (first.id, "OUTBOUND"),
+        (first.id, "closed"),
+    ]
+
+    assert scene.streams[second.id, Direction.OUTBOUND] == [b"another connection at the same address"]
+    assert second.ssl == first.ssl
+    assert second.joined_midstream
+
+    by_stream = {inner.ssl: inner, nested.ssl: nested}
+    assert scene.streams[by_stream[0x3000].id, Direction.INBOUND] == [b"inner"]
+    assert scene.streams[by_stream[0x2000].id, Direction.INBOUND] == [b"outer"]
+    assert by_stream[0x2000].role is Role.SERVER
+
+    assert recycled.ssl == 0x2000
+    assert scene.streams[recycled.id, Direction.OUTBOUND] == [
+        b"recycled",
+        (7, GapReason.UNREADABLE),
+        b"still in step",
+    ]
+    closed = [flow for flow, what in scene.ends if what == "closed"]
+    assert sorted(closed) == sorted(flow.id for flow in scene.flows), "the process's end closes what is open"
+
+
+def test_marks(program: Path, tmp_path: Path) -> None:
+    """Peeks and early data are marked; they neither advance a stream nor repeat bytes."""
+    modern("record", "-q", "-o", tmp_path / "scene", "--", program, "10")
+    scene = Scene(tmp_path / "scene.tlscap.zst")
+
+    peek, peek_ex, early = scene.marks
+    assert [(mark.kind, mark.direction, mark.offset, mark.length) for mark in (peek, peek_ex)] == [(2, 0, 0, 4)] * 2
+    at = len(b"hello, world!") + 1000 + len(b"after the file") + 5
+    assert (early.kind, early.direction, early.offset, early.length) == (1, 1, at, 5)
+
+
+def test_by_hand(program: Path, tmp_path: Path) -> None:
+    """--probe hooks a function by its address, as nm prints it."""
+    listing = subprocess.run(["nm", str(program)], capture_output=True, text=True, check=True).stdout
+    address = next(int(line.split()[0], 16) for line in listing.splitlines() if line.endswith(" SSL_shutdown"))
+    stripped = tmp_path / "stripped"
+    subprocess.run(["gcc", "-O0", "-w", str(SOURCE), "-o", str(stripped)], check=True)
+    listing = subprocess.run(["nm", str(stripped)], capture_output=True, text=True, check=True).stdout
+    write, read = (
+        next(int(line.split()[0], 16) for line in listing.splitlines() if line.endswith(f" {name}"))
+        for name in ("SSL_write", "SSL_read")
+    )
+    subprocess.run(["strip", str(stripped)], check=True)
+    assert address
+
+    modern(
+        *("record", "-q", "-o", tmp_path / "hand", "--probe", f"SSL_write:{stripped}+{write:#x}"),
+        *("--probe", f"SSL_read:{stripped}+{read:#x}", "--", stripped, "10"),
+    )
+    scene = Scene(tmp_path / "hand.tlscap.zst")
+
+    streams = [part for parts in scene.streams.values() for part in parts]
+    assert b"recycled" in b"".join(part for part in streams if isinstance(part, bytes))
+    assert b"answer" in b"".join(part for part in streams if isinstance(part, bytes))
+
+
+@pytest.mark.parametrize("place", ["+0x3", "+0x7fffffff", "+nonsense"])
+def test_wrong_by_hand(program: Path, tmp_path: Path, place: str) -> None:
+    """An address outside the code is refused before anything is attached; the program is not run."""
+    done = run_tlscap("record", "-o", tmp_path / "x", "--probe", f"SSL_write:{program}{place}", "--", program)
+
+    assert done.returncode in (2, 3), done.stderr
+    assert b"Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
