@@ -1324,3 +1324,33 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#ifndef TLSCAP_BCC
+/*
+ * Types that are used inside functions only are missing from the object's BTF.  This pointer, in a section that
+ * loaders skip, brings in those that tools/check_layout.py compares with user space.
+ */
+union layouts {
+	struct sample_data data;
+	struct sample_open open;
+	struct sample_address address;
+	struct sample_handshake handshake;
+	struct sample_name name;
+	struct sample_close close;
+	struct sample_process process;
+	struct sample_mapped mapped;
+	struct sample_mark mark;
+	enum sample_type sample_type;
+	enum direction direction;
+	enum gap_reason gap_reason;
+	enum role role;
+	enum name_kind name_kind;
+	enum mark_kind mark_kind;
+	enum sample_flags sample_flags;
+	enum call_kind call_kind;
+	enum life_kind life_kind;
+	enum filter_flags filter_flags;
+	enum counter counter;
+};
+const union layouts *layout_types SEC("layouts");
+#endif

@@ -89,6 +89,24 @@ def test_not_root(tmp_path: Path) -> None:
     assert not Path("/tmp/never-written.pcapng").exists()
 
 
+@pytest.mark.parametrize("loader", ["auto", "libbpf", "bcc"])
+def test_without_btf(tmp_path: Path, loader: str) -> None:
+    """A kernel without BTF: said in one line, with what it needs."""
+    script = 'mount -t tmpfs none /sys/kernel/btf && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", TLSCAP, "record", "--loader", loader, "-o", tmp_path / "x", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 3, done.stderr
+    assert "/sys/kernel/btf/vmlinux" in done.stderr
+    assert "CONFIG_DEBUG_INFO_BTF" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_such_process(tmp_path: Path) -> None:
     """A pid that nobody has."""
     pid = ended_process()

@@ -34,7 +34,7 @@ def test_by_size(nginx: Nginx, record: Recorder, tmp_path: Path) -> None:
 
     found = parts(base)
     assert len(found) > 2
-    received = b""
+    received = bytearray()
     ends: set[int] = set()
     for number, path in enumerate(found):
         rebuilt = tmp_path / "rebuilt.pcapng"
@@ -52,7 +52,7 @@ def test_by_size(nginx: Nginx, record: Recorder, tmp_path: Path) -> None:
                     assert item.flow.joined_midstream == (number > 0)
                     ends.add(item.flow.remote.port)
     assert len(ends) == 1
-    assert received.count(content.read_bytes()) == 4
+    assert bytes(received).count(content.read_bytes()) == 4
 
 
 def test_keep(nginx: Nginx, tmp_path: Path) -> None:

@@ -150,7 +150,11 @@ def _ring_size(wanted: int) -> int:
     "--comm", "comms", multiple=True, help="Record processes of this name (as in /proc/PID/comm). Repeatable."
 )
 @click.option(
-    "--uid", "uids", type=click.IntRange(min=0), multiple=True, help="Record processes of this user. Repeatable."
+    "--uid",
+    "uids",
+    type=click.IntRange(0, 0xFFFFFFFE),
+    multiple=True,
+    help="Record processes of this user. Repeatable.",
 )
 @click.option(
     "--cgroup", "cgroups", multiple=True, metavar="PATH", help="Record a control group (version 2). Repeatable."

@@ -9,6 +9,7 @@ import click
 
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_LARGEST_SIZE = 1 << 62  # the kernel holds sizes in 64 bits
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
@@ -24,7 +25,10 @@ class Size(click.ParamType[int]):
         factor = _SIZES.get(match[2].lower().removesuffix("b")) if match else None
         if match is None or factor is None:
             self.fail(f"{value!r} is not a size such as 4096, 64K or 1MiB", param, ctx)
-        return int(float(match[1]) * factor)
+        size = float(match[1]) * factor
+        if size > _LARGEST_SIZE:
+            self.fail(f"{value!r} is too large", param, ctx)
+        return int(size)
 
 
 class Duration(click.ParamType[float]):

@@ -23,6 +23,7 @@ BPF_FUNC_LOOP = 181  # Linux 5.17
 BPF_LINK_CREATE = 28
 BPF_TRACE_UPROBE_MULTI = 48  # Linux 6.6
 BPF_F_UPROBE_MULTI_RETURN = 1
+BTF = "/sys/kernel/btf/vmlinux"
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
 KERNEL_WIDE = ("on_fork", "on_exec", "on_exit")
@@ -341,19 +342,22 @@ def _cookie(point: AttachPoint) -> int:
 
 
 def _load_error(number: int, log: str) -> LoadError | PrivilegeError:
-    """Why the kernel refused, likely causes in order of likelihood."""
+    """Why the kernel refused: the likely causes, the most likely first."""
     if os.geteuid() != 0 and number in (errno.EPERM, errno.EACCES):
         return PrivilegeError(
             "loading BPF programs is not allowed", hint="run as root, or grant CAP_BPF and CAP_PERFMON"
         )
-    hints = []
-    if not os.path.exists("/sys/kernel/btf/vmlinux"):
-        hints.append(
-            "this kernel has no BTF (/sys/kernel/btf/vmlinux): it needs CONFIG_DEBUG_INFO_BTF, or --loader bcc"
-        )
     release = os.uname().release
-    if tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()) < (5, 8):
-        hints.append(f"the kernel is {release}; BPF ring buffers need 5.8")
+    numbers = [int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit()]
+    if numbers < [5, 8]:
+        return LoadError(f"the kernel is {release}; BPF ring buffers need 5.8", log=log)
+    if not os.path.exists(BTF):
+        return LoadError(
+            f"this kernel does not describe its structures: there is no {BTF}",
+            log=log,
+            hint="it needs CONFIG_DEBUG_INFO_BTF, which distributions' kernels have",
+        )
+    hint = ""
     if number in (errno.EPERM, errno.EACCES):
-        hints.append("CAP_BPF and CAP_PERFMON are needed, and kernel lockdown must not be 'confidentiality'")
-    return LoadError(f"the kernel refused the BPF object: {os.strerror(number)}", log=log, hint="; ".join(hints))
+        hint = "CAP_BPF and CAP_PERFMON are needed, and kernel lockdown must not be 'confidentiality'"
+    return LoadError(f"the kernel refused the BPF object: {os.strerror(number)}", log=log, hint=hint)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tlscap.errors import LoadError, UsageError
+from tlscap.errors import LoadError, UnsupportedError, UsageError
 
 
 class CallKind(enum.Enum):
@@ -217,6 +217,8 @@ def open_loader(name: str, settings: Settings) -> Loader:
                 raise
             try:
                 return open_loader("bcc", settings)
+            except UnsupportedError:
+                raise first from None
             except LoadError as second:
                 raise LoadError(
                     f"{first}; and the bcc loader: {second}", log=first.log + second.log, hint=first.hint

@@ -210,7 +210,9 @@ def container_cgroup(container: str) -> int:
     matches = {
         folder: os.stat(folder).st_ino
         for folder, _, _ in os.walk(root)
-        if re.search(rf"(^|[-_/]){re.escape(container)}[0-9a-f]*(\.scope)?$", os.path.basename(folder))
+        # Podman and CRI-O give each container's monitor a group of the same id: libpod-conmon-ID.scope.
+        if "conmon-" not in os.path.basename(folder)
+        and re.search(rf"(^|[-_/]){re.escape(container)}[0-9a-f]*(\.scope)?$", os.path.basename(folder))
     }
     if not matches:
         raise TargetError(f"no container {container!r} is running (no control group of that name under {root})")
