@@ -18,6 +18,9 @@ from typing import Final
 
 from tlscap.http.exchanges import Exchange
 
+_URL_GOOD: Final = 32  # the URL is what people look for: other columns give way before it gets shorter than this
+_TYPE_MIN: Final = 10
+_PROCESS_MIN: Final = 12
 _URL_MIN: Final = 20  # a narrower URL says nothing: rather let the line wrap
 
 # C0, DEL, C1; what moves or hides text (zero width, bidirectional, line separators); what can't be encoded.
@@ -51,8 +54,11 @@ _COLUMNS: Final = (
     _Column("TOOK", 8, right=True),
     _Column("", 1),  # the mark of what is not complete
 )
+_PROCESS: Final = 2
 _URL: Final = 4
 _STATUS: Final = 5
+_TYPE: Final = 6
+_SENT: Final = 7
 _MARK: Final = 10
 _GAP: Final = "  "
 
@@ -69,13 +75,13 @@ class Table:
         self._color = color
         self._zone = zone
         self._widths = [column.width for column in _COLUMNS]
-        self._limit_url()
+        self._limit()
 
     def fit(self, exchanges: Iterable[Exchange]) -> None:
         """Make the columns as wide as these exchanges and the titles need, and no wider."""
         rows = [[column.title for column in _COLUMNS], *(self._cells(exchange) for exchange in exchanges)]
         self._widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        self._limit_url()
+        self._limit()
 
     def header(self) -> str:
         """Return the line of titles."""
@@ -85,10 +91,25 @@ class Table:
         """Return one exchange as a line, without a newline."""
         return self._line(self._cells(exchange), status=exchange.response.head.status if exchange.response else 0)
 
-    def _limit_url(self) -> None:
-        if self._width is not None:
-            others = sum(self._widths) - self._widths[_URL] + len(_GAP) * (len(_COLUMNS) - 1)
-            self._widths[_URL] = min(self._widths[_URL], max(_URL_MIN, self._width - others))
+    def _limit(self) -> None:
+        """Fit the width: the URL gives first, then what the type and the process can spare, then whole columns go."""
+        self._shown = list(range(len(_COLUMNS)))
+        if self._width is None:
+            return
+        natural = self._widths
+        for dropped in (None, _SENT, _TYPE, _PROCESS):
+            if dropped is not None:
+                self._shown.remove(dropped)
+            self._widths = list(natural)
+            least = _URL_MIN if dropped == _PROCESS else _URL_GOOD
+            excess = sum(natural[column] for column in self._shown) + len(_GAP) * (len(self._shown) - 1) - self._width
+            for column, minimum in ((_URL, least), (_TYPE, _TYPE_MIN), (_PROCESS, _PROCESS_MIN)):
+                if column in self._shown:
+                    spare = min(max(excess, 0), max(natural[column] - minimum, 0))
+                    self._widths[column] -= spare
+                    excess -= spare
+            if excess <= 0:
+                return
 
     def _cells(self, exchange: Exchange) -> list[str]:
         request, response = exchange.request, exchange.response
@@ -110,7 +131,8 @@ class Table:
 
     def _line(self, cells: list[str], status: int = 0) -> str:
         if self._width is not None:
-            cells[_URL] = shortened(cells[_URL], self._widths[_URL])
+            for column in (_URL, _TYPE, _PROCESS):
+                cells[column] = shortened(cells[column], self._widths[column])
         padded = [
             cell.rjust(width) if column.right else cell.ljust(width)
             for column, width, cell in zip(_COLUMNS, self._widths, cells, strict=True)
@@ -119,7 +141,7 @@ class Table:
         if self._color:
             padded[_STATUS] = _colored(padded[_STATUS], _COLOR_BY_CLASS.get(status // 100, ""))
             padded[_MARK] = _colored(padded[_MARK], _COLOR_OF_PROBLEM)
-        return _GAP.join(padded).rstrip()
+        return _GAP.join(padded[column] for column in self._shown).rstrip()
 
 
 def visible(text: str) -> str:

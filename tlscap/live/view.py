@@ -58,6 +58,7 @@ class View:
         self._written = 0
         self._reported = 0.0
         self._ended = False
+        self._reader: SidecarReader | None = None
 
     def run(self) -> int:
         """Returns an exit status: 0, or 5 when the pcapng could not be written."""
@@ -80,7 +81,6 @@ class View:
         return 0
 
     def _follow(self) -> None:
-        reader: SidecarReader | None = None
         while message := self._announced.receive():
             (limit,) = struct.unpack("<Q", message)
             # Several announcements may wait: the last is enough.
@@ -88,7 +88,7 @@ class View:
                 if not newer:
                     break
                 (limit,) = struct.unpack("<Q", newer)
-            reader = reader or SidecarReader(self._source)
+            reader = self._reader = self._reader or SidecarReader(self._source)
             for frame in reader.frames(limit):
                 began = time.monotonic()
                 for block in self._builder.feed(frame, self._count):
@@ -139,7 +139,7 @@ class View:
             done=done,
             flows=self._builder.table.flow_count,
             exchanges=self._exchange_count,
-            read=self._source.tell(),
+            read=self._reader.position if self._reader else 0,
             written=self._written,
             counted=totals.counted,
             stored=totals.stored,
