@@ -186,5 +186,7 @@ struct connection {
 	__u64 handshake_start_ns;
 	__u32 handshake_calls;
 	__u32 flags;
+	__u32 pid;
+	__u32 pad;
 };
 #endif

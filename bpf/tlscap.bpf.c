@@ -257,6 +257,7 @@ INLINE struct connection *connection_of(struct config *c, struct process *p, str
 	if (known)
 		return known;
 	fresh.id = fresh_id();
+	fresh.pid = key->pid;
 	if (bpf_map_update_elem(&connections, key, &fresh, BPF_NOEXIST)) {
 		count(COUNT_TABLE_FULL, 1);
 		return 0;

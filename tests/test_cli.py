@@ -254,6 +254,7 @@ STATUSES = {
     "CorruptError": 4,
     "UnsupportedVersionError": 4,
     "OutputError": 5,
+    "CommandNotExecutableError": 126,
     "CommandNotFoundError": 127,
 }
 

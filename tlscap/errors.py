@@ -10,7 +10,8 @@
     │   ├── LoadError                        the BPF object was refused; the log is kept
     │   ├── AttachError                      one probe could not be placed; the others go on
     │   ├── TargetError                      no such process, or nothing in it to hook
-    │   └── CommandNotFoundError    exit 127 as shells have it
+    │   ├── CommandNotFoundError    exit 127, as shells have it
+    │   └── CommandNotExecutableError  126
     ├── FormatError                 exit 4   bytes that break a file's layout
     │   ├── TruncatedError                   what came before is valid: readers stop cleanly
     │   ├── CorruptError                     a checksum or a length is wrong
@@ -80,6 +81,12 @@ class CommandNotFoundError(CaptureError):
     """The command to record does not exist."""
 
     exit_status = 127
+
+
+class CommandNotExecutableError(CaptureError):
+    """The command to record is a file that can't be executed."""
+
+    exit_status = 126
 
 
 class FormatError(TlscapError):

@@ -61,7 +61,7 @@ LAYOUTS = (
     Layout(
         "connection",
         session.CONNECTION,
-        "id bytes[0] bytes[1] handshake_start_ns handshake_calls flags",
+        "id bytes[0] bytes[1] handshake_start_ns handshake_calls flags pid pad",
         header=False,
     ),
     Layout("connection_key", session.CONNECTION_KEY, "ssl pid incarnation", header=False),

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from tlscap.errors import CorruptError, FormatError, OutputError, TruncatedError
+from tlscap.errors import CorruptError, FormatError, OutputError, TruncatedError, UsageError
 from tlscap.model import Item
 from tlscap.rebuild import PcapngBuilder
 from tlscap.sidecar import SidecarReader
@@ -47,8 +47,7 @@ def output_file(path: str, *, force: bool) -> Iterator[BinaryIO]:
         if force:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)  # unlike a rename, never over a file that came meanwhile
-            os.unlink(temporary)
+            _publish(temporary, path)
         temporary = ""
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}") from error
@@ -56,6 +55,20 @@ def output_file(path: str, *, force: bool) -> Iterator[BinaryIO]:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _publish(temporary: str, path: str) -> None:
+    """Give a finished file its name; unlike a rename, never over a file that came meanwhile."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as FAT
+        if os.path.exists(path):
+            raise
+        os.rename(temporary, path)
+    else:
+        os.unlink(temporary)
 
 
 @click.command()
@@ -87,7 +100,7 @@ def rebuild(
         )
 
     if output == "-" and sys.stdout.isatty():
-        raise OutputError("-o - writes binary data to the terminal", hint="pipe it, or give a file name")
+        raise UsageError("-o - writes binary data to the terminal", hint="pipe it, or give a file name")
     try:
         source = open(file, "rb")  # noqa: SIM115 - closed below, after the errors of opening are told apart
     except OSError as error:

@@ -144,7 +144,12 @@ class LibbpfLoader:
         self._multi_links: list[int] = []
         self._multi = True
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
-        code = resources.files("tlscap").joinpath("_bpf/tlscap.bpf.o").read_bytes()
+        try:
+            code = resources.files("tlscap").joinpath("_bpf/tlscap.bpf.o").read_bytes()
+        except OSError as error:
+            raise LoadError(
+                f"the BPF object is missing from the installation: {error.strerror}", hint="install tlscap again"
+            ) from error
         self._object = lib.bpf_object__open_mem(code, len(code), None)
         if not self._object:
             raise LoadError("the BPF object can't be opened", log=self._log.text)

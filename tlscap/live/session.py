@@ -29,7 +29,15 @@ from typing import Any, NoReturn, Protocol, Self
 
 import tlscap
 from tlscap import decode
-from tlscap.errors import AttachError, CaptureError, CommandNotFoundError, OutputError, PrivilegeError, TargetError
+from tlscap.errors import (
+    AttachError,
+    CaptureError,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    OutputError,
+    PrivilegeError,
+    TargetError,
+)
 from tlscap.live import targets
 from tlscap.live._ring import Ring
 from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
@@ -49,7 +57,7 @@ from tlscap.live.spool import (
 from tlscap.live.targets import User
 
 DEFAULT_RING = 64 << 20
-CONNECTION = struct.Struct("=QQQQII")  # struct connection: id, bytes[2], handshake start, calls, flags
+CONNECTION = struct.Struct("=QQQQIIII")  # struct connection: id, bytes[2], handshake start, calls, flags, pid, pad
 CONNECTION_KEY = struct.Struct("=QII")  # struct connection_key: ssl, pid, incarnation
 PROCESS_VALUE = struct.Struct("=QII")  # struct process: start_ns, incarnation, traced
 LEDGERS_PER_MESSAGE = 1000
@@ -155,8 +163,8 @@ class Session:
         for pid in request.pids:
             if not targets.exists(pid):
                 raise TargetError(f"there is no process {pid}")
-        if request.command and shutil.which(request.command[0]) is None:
-            raise CommandNotFoundError(f"{request.command[0]}: command not found")
+        if request.command:
+            _check_command(request.command[0])
         gate: _Gate | None = None
         try:
             with contextlib.ExitStack() as stack:
@@ -565,8 +573,8 @@ class Session:
                 kind = decode.RECORD_ORPHAN if ended else decode.RECORD_LEDGER
                 records.append(decode.ledger(kind, pid, ident, bytes_in, bytes_out, time_ns=now))
         for _, value in list(loader.items("orphans")) if last else ():
-            ident, bytes_in, bytes_out, *_ = CONNECTION.unpack(value)
-            records.append(decode.ledger(decode.RECORD_ORPHAN, 0, ident, bytes_in, bytes_out, time_ns=now))
+            ident, bytes_in, bytes_out, _, _, _, pid, _ = CONNECTION.unpack(value)
+            records.append(decode.ledger(decode.RECORD_ORPHAN, pid, ident, bytes_in, bytes_out, time_ns=now))
         for at in range(0, len(records), LEDGERS_PER_MESSAGE):
             session.send(APPEND + b"".join(records[at : at + LEDGERS_PER_MESSAGE]))
         self._exited.clear()
@@ -665,6 +673,14 @@ def _clock() -> dict[str, int]:
 def _since_process_start() -> float:
     """Seconds since this process was started by the kernel."""
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - targets.start_time_ns(os.getpid()) / 1e9)
+
+
+def _check_command(name: str) -> None:
+    """Before anything is created.  Raises `CommandNotFoundError` or `CommandNotExecutableError`."""
+    if shutil.which(name) is None:
+        if os.path.exists(name) and os.sep in name:
+            raise CommandNotExecutableError(f"{name}: not executable")
+        raise CommandNotFoundError(f"{name}: command not found")
 
 
 def _may_trace() -> bool:
