@@ -383,7 +383,9 @@ def main() -> None:
         f"\n{system.sysname} {system.release}, {system.machine}, {os.cpu_count()} CPUs, Python {sys.version.split()[0]}"
     )
     for name in options.only.split(","):
-        with tempfile.TemporaryDirectory(prefix="tlscap-bench-", dir=options.folder) as path:
+        with tempfile.TemporaryDirectory(
+            prefix="tlscap-bench-", dir=options.folder and os.path.abspath(options.folder)
+        ) as path:
             folder = Path(path)
             match name:
                 case "start":
