@@ -85,4 +85,22 @@ MAP_HASH(match_uid, __u32, __u32, 256);
 MAP_HASH(match_cgroup, __u64, __u32, 256);
 MAP_HASH(match_comm, struct comm_key, __u32, 256);
 MAP_LRU_HASH(seen_files, struct file_id, __u32, 8192);
+
+#ifndef TLSCAP_BCC
+/*
+ * Pending calls of a thread, kept with the task itself (Linux 5.11): a third of the cost of a hash table's update, lookup
+ * and delete.  Slots are found by stack pointer, in no order, since fibers switch stacks.  When all are taken, `calls` helps.
+ */
+#define SLOTS 4
+struct thread {
+	__u64 sp[SLOTS]; /* 0: free */
+	struct call call[SLOTS];
+};
+struct {
+	int(*type)[BPF_MAP_TYPE_TASK_STORAGE];
+	int(*map_flags)[BPF_F_NO_PREALLOC];
+	int *key;
+	struct thread *value;
+} threads SEC(".maps");
+#endif
 #endif

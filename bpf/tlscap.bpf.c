@@ -525,9 +525,62 @@ INLINE void submit_call(struct transfer *t, __u64 length, __u64 keep, int has_lo
 	submit_gap(t, length - keep, GAP_SNAPLEN);
 }
 
+/* --- Pending calls --- */
+
+INLINE void remember_call(struct call_key *key, struct call *call, int modern)
+{
+#ifndef TLSCAP_BCC
+	struct thread *thread =
+		modern ? bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE) : 0;
+
+	if (thread) {
+#pragma unroll
+		for (int i = 0; i < SLOTS; i++) {
+			if (thread->sp[i] == key->sp) /* the call before was left by a longjmp */
+				thread->sp[i] = 0;
+		}
+#pragma unroll
+		for (int i = 0; i < SLOTS; i++) {
+			if (!thread->sp[i]) {
+				thread->call[i] = *call;
+				thread->sp[i] = key->sp;
+				return;
+			}
+		}
+	}
+#endif
+	bpf_map_update_elem(&calls, key, call, BPF_ANY);
+}
+
+/* The call that returns now, taken off the list.  False when its entry was not seen. */
+INLINE int recall_call(struct call_key *key, struct call *call, int modern)
+{
+	struct call *pending;
+#ifndef TLSCAP_BCC
+	struct thread *thread = modern ? bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0) : 0;
+
+	if (thread) {
+#pragma unroll
+		for (int i = 0; i < SLOTS; i++) {
+			if (thread->sp[i] == key->sp) {
+				*call = thread->call[i];
+				thread->sp[i] = 0;
+				return 1;
+			}
+		}
+	}
+#endif
+	pending = bpf_map_lookup_elem(&calls, key);
+	if (!pending)
+		return 0;
+	*call = *pending;
+	bpf_map_delete_elem(&calls, key);
+	return 1;
+}
+
 /* --- Entering a TLS call --- */
 
-INLINE int enter(struct pt_regs *ctx, __u32 kind, __u64 count_address)
+INLINE int enter_call(struct pt_regs *ctx, __u32 kind, __u64 count_address, int modern)
 {
 	struct config *c = settings();
 	struct call_key key = {};
@@ -568,8 +621,13 @@ INLINE int enter(struct pt_regs *ctx, __u32 kind, __u64 count_address)
 	}
 	if (kind == CALL_ALPN)
 		call.count = PT_REGS_PARM3(ctx);
-	bpf_map_update_elem(&calls, &key, &call, BPF_ANY);
+	remember_call(&key, &call, modern);
 	return 0;
+}
+
+INLINE int enter(struct pt_regs *ctx, __u32 kind, __u64 count_address)
+{
+	return enter_call(ctx, kind, count_address, 0);
 }
 
 /*
@@ -586,7 +644,7 @@ int enter_any(struct pt_regs *ctx)
 	/* Two plain loads: the optimizer would make one through a computed context pointer, which is refused. */
 	OPAQUE(fourth);
 	OPAQUE(fifth);
-	return enter(ctx, cookie & 0xff, cookie >> 8 == 4 ? fourth : cookie >> 8 == 5 ? fifth : 0);
+	return enter_call(ctx, cookie & 0xff, cookie >> 8 == 4 ? fourth : cookie >> 8 == 5 ? fifth : 0, 1);
 }
 #endif
 
@@ -819,18 +877,15 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 	struct config *c = settings();
 	struct call_key key = {};
 	struct connection_key conn_key = {};
-	struct call *pending, call;
+	struct call call = {};
 	__u64 n = 0;
 	long result;
 	int by_address;
 
 	key.thread = bpf_get_current_pid_tgid();
 	key.sp = PT_REGS_SP(ctx) - RETURN_SLOT;
-	pending = bpf_map_lookup_elem(&calls, &key);
-	if (!pending || !c)
+	if (!c || !recall_call(&key, &call, has_loop))
 		return 0;
-	call = *pending;
-	bpf_map_delete_elem(&calls, &key);
 	if (call.wanted)
 		bpf_map_delete_elem(&wanted, &key.thread);
 	conn_key.ssl = call.ssl;

@@ -90,6 +90,7 @@ def _library() -> ctypes.CDLL:
         ("bpf_link__destroy", ctypes.c_int, [pointer]),
         ("bpf_object__find_map_by_name", pointer, [pointer, text]),
         ("bpf_map__fd", ctypes.c_int, [pointer]),
+        ("bpf_map__set_autocreate", ctypes.c_int, [pointer, ctypes.c_bool]),
         ("bpf_map__set_max_entries", ctypes.c_int, [pointer, ctypes.c_uint32]),
         ("bpf_map__key_size", ctypes.c_uint32, [pointer]),
         ("bpf_map__value_size", ctypes.c_uint32, [pointer]),
@@ -156,6 +157,8 @@ class LibbpfLoader:
         try:
             self._modern = not bounded and lib.libbpf_probe_bpf_helper(BPF_PROG_TYPE_KPROBE, BPF_FUNC_LOOP, None) == 1
             self._choose_programs()
+            if not self._modern:
+                lib.bpf_map__set_autocreate(self._map("threads"), False)  # task storage needs Linux 5.11
             lib.bpf_map__set_max_entries(self._map("ring"), settings.ring_size)
             result = lib.bpf_object__load(self._object)
             if result:
