@@ -17,6 +17,7 @@ from live.servers import CLEAN_ENVIRONMENT, CURL, TLSCAP, Nginx, Recorder, Recor
 from tlscap.errors import LoadError
 from tlscap.live.bcc import BccLoader, import_bcc
 from tlscap.live.loader import Counter, Settings
+from tlscap.live.session import CONNECTION
 
 MODULES = Path("/lib/modules")
 MOST_MEMORY = 600 << 20
@@ -158,7 +159,11 @@ def test_maps(capfd: pytest.CaptureFixture[str]) -> None:
             line.split(":\t") for line in Path(f"/proc/self/fdinfo/{loader.ring_fd}").read_text().splitlines()
         )
         assert information["max_entries"] == "65536"
-        for name, key, value in (("connections", 16, 40), ("processes", 4, 16), ("orphans", 8, 40)):
+        for name, key, value in (
+            ("connections", 16, CONNECTION.size),
+            ("processes", 4, 16),
+            ("orphans", 8, CONNECTION.size),
+        ):
             loader.update(name, bytes(key), bytes(value))
             assert list(loader.items(name)) == [(bytes(key), bytes(value))]
     finally:
