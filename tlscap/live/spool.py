@@ -28,7 +28,8 @@ from tlscap.live._ring import Ring
 from tlscap.sidecar import FRAME_SIZE, SidecarWriter
 
 RWF_DONTCACHE = 0x80
-BUFFERS = 8
+BUFFERS = 24
+"""Of 4 MiB each, touched only when a burst needs them: what the disk can't take at once waits here, not in the ring."""
 MAX_SAMPLE = 20 << 10
 """More than any sample takes: a buffer with less room than this is full."""
 CARRIED = frozenset({decode.SAMPLE_OPEN, decode.SAMPLE_ADDRESS, decode.SAMPLE_HANDSHAKE, decode.SAMPLE_NAME})
