@@ -25,12 +25,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, Protocol
 
 import tlscap
 from tlscap import decode
 from tlscap.errors import (
-    AttachError,
     CaptureError,
     CommandNotExecutableError,
     CommandNotFoundError,
@@ -40,8 +39,9 @@ from tlscap.errors import (
 )
 from tlscap.live import targets
 from tlscap.live._ring import Ring
+from tlscap.live.children import Gate, Signals, fork_child, nice, reap
 from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
-from tlscap.live.privileges import acting_as, become, drop
+from tlscap.live.privileges import acting_as, drop
 from tlscap.live.probes import Probes, own_linker
 from tlscap.live.spool import (
     APPEND,
@@ -51,7 +51,6 @@ from tlscap.live.spool import (
     Channel,
     Spooler,
     UncachedFile,
-    ignore_terminal_signals,
     parse,
 )
 from tlscap.live.targets import User
@@ -165,12 +164,12 @@ class Session:
                 raise TargetError(f"there is no process {pid}")
         if request.command:
             _check_command(request.command[0])
-        gate: _Gate | None = None
+        gate: Gate | None = None
         try:
             with contextlib.ExitStack() as stack:
                 part = self._open_part()
                 if request.command:
-                    gate = _Gate(request.command, self._user)
+                    gate = Gate(request.command, self._user)
                 probes = Probes(only_pids=() if self._watches else request.pids)
                 loader = self._load(self._settings(gate), probes)
                 stack.callback(loader.close)
@@ -199,7 +198,7 @@ class Session:
         self._status.elapsed_s = time.monotonic() - self._begun
         return self._status
 
-    def _settings(self, gate: _Gate | None) -> Settings:
+    def _settings(self, gate: Gate | None) -> Settings:
         request = self._request
         settings = Settings(ring_size=request.ring_size, wake_always=False)
         if request.snaplen:
@@ -340,7 +339,7 @@ class Session:
         session_end, spool_end = Channel.pair()
 
         def spool() -> int:
-            _nice(-5)
+            nice(-5)
             drop(self._user)
             spooler = Spooler(
                 ring,
@@ -353,7 +352,7 @@ class Session:
             )
             return spooler.run(ring_fd)
 
-        self._recorder = _fork_child(spool, part.sidecar, ring_fd, spool_end.fileno(), announce.fileno())
+        self._recorder = fork_child(spool, part.sidecar, ring_fd, spool_end.fileno(), announce.fileno())
         spool_end.close()
         announce.close()
         os.close(part.sidecar)
@@ -374,7 +373,7 @@ class Session:
             target = os.fdopen(part.pcapng, "wb", buffering=0) if part.pcapng >= 0 else None
             return View(source, target, announced, view_end, self._request.framing, live=self._live).run()
 
-        child = _fork_child(show, part.source, part.pcapng, view_end.fileno(), announced.fileno())
+        child = fork_child(show, part.source, part.pcapng, view_end.fileno(), announced.fileno())
         self._views.append(_View(child, report, part))
         for fd in (part.source, part.pcapng):
             if fd >= 0:
@@ -419,9 +418,9 @@ class Session:
 
     # --- Recording ---
 
-    def _watch(self, loader: Loader, probes: Probes, session: Channel, gate: _Gate | None) -> None:
+    def _watch(self, loader: Loader, probes: Probes, session: Channel, gate: Gate | None) -> None:
         """Serve the recorder, look at the clock, and notice why to stop."""
-        with _Signals() as signals:
+        with Signals() as signals:
             poller = select.poll()
             handlers: dict[int, Callable[[], None]] = {
                 session.fileno(): lambda: self._hear_recorder(loader, probes, session),
@@ -479,7 +478,7 @@ class Session:
 
         return ended
 
-    def _on_signal(self, signals: _Signals, gate: _Gate | None) -> None:
+    def _on_signal(self, signals: Signals, gate: Gate | None) -> None:
         for number in signals.take():
             if gate and number == signal.SIGINT and not signals.repeated:
                 continue  # the terminal sent it to the command, too: its end is ours
@@ -488,7 +487,7 @@ class Session:
                 continue
             self._stop_reason = signal.Signals(number).name
 
-    def _command_ended(self, gate: _Gate) -> None:
+    def _command_ended(self, gate: Gate) -> None:
         self._status.command_status = gate.wait()
         self._stop_reason = "command ended"
 
@@ -594,7 +593,7 @@ class Session:
         session.send(APPEND + decode.note(decode.RECORD_END, end, time_ns=time.monotonic_ns()))
         session.send(FINISH)
         recorder_there = True
-        with _Signals() as signals:
+        with Signals() as signals:
             while not all(view.done for view in self._views):
                 channels = [view.channel for view in self._views if not view.done]
                 ready, _, _ = select.select([*channels, *([session] if recorder_there else [])], [], [], TICK_S)
@@ -611,7 +610,7 @@ class Session:
                         for view in self._views:
                             os.kill(view.pid, signal.SIGKILL)
                         break
-        _reap(self._recorder)
+        reap(self._recorder)
         while message := session.receive(0):
             self._on_recorder(parse(message), loader, probes, session)
         for view in self._views:
@@ -644,7 +643,7 @@ class _View:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            _reap(self.pid)
+            reap(self.pid)
             self.channel.close()
 
 
@@ -691,143 +690,3 @@ def _may_trace() -> bool:
     except (OSError, StopIteration, ValueError):
         return False
     return effective >> 38 & 3 == 3
-
-
-def _nice(change: int) -> None:
-    with contextlib.suppress(OSError):
-        os.nice(change)
-
-
-def _keep_only(*fds: int) -> None:
-    """Let go of every other descriptor: a probe stays attached as long as any process holds its link.
-
-    The numbers stay taken, since objects of the parent may still close them.
-    """
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd != nothing and fd not in fds:
-            with contextlib.suppress(OSError):
-                os.dup2(nothing, fd)
-
-
-def _fork_child(body: Callable[[], int], *keep: int) -> int:
-    """A process that runs `body` with these descriptors only.  Returns when it has let go of the others."""
-    gone_read, gone_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        status = 70
-        try:
-            ignore_terminal_signals()
-            _keep_only(*keep)  # `gone_write` is among what goes: the parent reads an end of file
-            status = body()
-        except KeyboardInterrupt:
-            pass
-        except BaseException as error:  # noqa: BLE001 - the last stop before the process ends
-            print(f"tlscap: internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        finally:
-            os._exit(status)
-    os.close(gone_write)
-    os.read(gone_read, 1)
-    os.close(gone_read)
-    return pid
-
-
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
-
-
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP as something to poll for."""
-
-    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self.fd, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._count = 0
-
-    @property
-    def repeated(self) -> bool:
-        return self._count > 1
-
-    def take(self) -> list[int]:
-        try:
-            came = list(os.read(self.fd, 64))
-        except BlockingIOError:
-            return []
-        self._count += len(came)
-        return came
-
-    def __enter__(self) -> Self:
-        self._old = {number: signal.signal(number, lambda *_: None) for number in self.NUMBERS}
-        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._old_fd)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        os.close(self.fd)
-        os.close(self._write)
-
-
-class _Gate:
-    """The command: forked at once, so that its pid is known, but not running before the gate is opened."""
-
-    def __init__(self, command: tuple[str, ...], user: User | None) -> None:
-        hold_read, self._hold = os.pipe2(os.O_CLOEXEC)
-        self._command = command
-        self._waited: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(self._hold)
-            _run_command(command, user, hold_read)
-        os.close(hold_read)
-        self.pidfd = os.pidfd_open(self.pid)
-
-    def open(self) -> None:
-        os.write(self._hold, b"g")
-        os.close(self._hold)
-        self._hold = -1
-
-    def kill(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-    def wait(self) -> int:
-        """The exit status, or 128 and the number of the signal that ended it, as shells say it."""
-        if self._waited is None:
-            _, status = os.waitpid(self.pid, 0)
-            code = os.waitstatus_to_exitcode(status)
-            self._waited = code if code >= 0 else 128 - code
-        return self._waited
-
-    def abandon(self) -> None:
-        """Never let a command run that is not recorded."""
-        if self._hold >= 0:
-            os.close(self._hold)
-            self._hold = -1
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
-
-
-def _run_command(command: tuple[str, ...], user: User | None, hold: int) -> NoReturn:
-    status = 126
-    try:
-        if not os.read(hold, 1):
-            os._exit(0)  # the session gave up
-        if user:
-            become(user)
-            os.environ.update(HOME=user.home, USER=user.name, LOGNAME=user.name)
-        os.execvp(command[0], command)
-    except FileNotFoundError:
-        status = 127
-        print(f"tlscap: {command[0]}: command not found", file=sys.stderr)
-    except OSError as error:
-        print(f"tlscap: {command[0]}: {error.strerror}", file=sys.stderr)
-    finally:
-        os._exit(status)
-
-
-__all__ = ["DEFAULT_RING", "AttachError", "Display", "Request", "Session", "Status"]
