@@ -11,7 +11,8 @@
     │   ├── AttachError                      one probe could not be placed; the others go on
     │   ├── TargetError                      no such process, or nothing in it to hook
     │   ├── CommandNotFoundError    exit 127, as shells have it
-    │   └── CommandNotExecutableError  126
+    │   ├── CommandNotExecutableError  126
+    │   └── InterruptedRecordingError  128 + the signal's number
     ├── FormatError                 exit 4   bytes that break a file's layout
     │   ├── TruncatedError                   what came before is valid: readers stop cleanly
     │   ├── CorruptError                     a checksum or a length is wrong
@@ -87,6 +88,14 @@ class CommandNotExecutableError(CaptureError):
     """The command to record is a file that can't be executed."""
 
     exit_status = 126
+
+
+class InterruptedRecordingError(CaptureError):
+    """A signal came before anything was recorded."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted before anything was recorded")
+        self.exit_status = 128 + number
 
 
 class FormatError(TlscapError):

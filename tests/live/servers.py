@@ -41,7 +41,7 @@ def wait_until(condition: Callable[[], bool], what: str, patience: float = PATIE
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {patience:.0f} s in vain: {what}")
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -237,6 +238,41 @@ def test_interrupted_command(record: Recorder) -> None:
         wait_until(lambda: base.with_name(base.name + ".stdout").read_bytes() == b"ready\n", "the command runs")
         started.process.terminate()
         assert started.process.wait(PATIENCE_S) == 9
+
+
+def test_interrupted_set_up(record: Recorder) -> None:
+    """SIGTERM before the probes are in place: the command never runs, and nothing is left behind."""
+    base = record.base()
+    with Started(base, (), ["sh", "-c", "echo ran"], CLEAN_ENVIRONMENT) as started:
+        wait_until(base.with_name(base.name + ".pcapng").exists, "the output exists")
+        started.process.terminate()
+        assert started.process.wait(PATIENCE_S) == 128 + 15
+        assert "interrupted before anything was recorded" in started.stderr
+    assert base.with_name(base.name + ".stdout").read_bytes() == b""
+    assert not base.with_name(base.name + ".pcapng").exists()
+    assert not base.with_name(base.name + ".tlscap.zst").exists()
+
+
+def test_interrupted_after_recording(record: Recorder) -> None:
+    """A command that outlives its recording still gets the signals, and its status is still passed on."""
+    command = ["sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done"]
+    base = record.base()
+    with Started(base, ("--duration", "200ms"), command, CLEAN_ENVIRONMENT) as started:
+        started.wait()
+        wait_until(lambda: not _has_links(started.process.pid), "the probes are gone")
+        time.sleep(0.2)
+        started.process.terminate()
+        assert started.process.wait(PATIENCE_S) == 9
+    assert "complete: all 0 bytes" in started.stderr
+
+
+def _has_links(pid: int) -> bool:
+    """Whether a process holds probes."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if "bpf_link" in os.readlink(f"/proc/{pid}/fd/{name}"):
+                return True
+    return False
 
 
 # --- Files ---

@@ -1,11 +1,12 @@
 """What an HTTP observer says, in order, about the bytes of one connection.
 
-An observer (`tlscap.http.http1`; HTTP/2 speaks the same events) pairs requests with responses, so every
+An observer (`tlscap.http.http1`, `tlscap.http.http2`) pairs requests with responses, so every
 event names its ``exchange``: a number that is unique in the connection, or 0 for bytes that belong to none.
 
 The events account for every byte.  The sum, over all events of one side, of
 
     head ``length`` + ``len(data)`` + gap ``length`` + `Unparsed.length` + `MessageEnd.framing_length`
+    + `ControlFrame.length`
 
 is exactly the number of bytes that were fed, or reported missing, on that side.
 
@@ -59,6 +60,14 @@ class RequestHead(Event):
     headers: tuple[Header, ...]
     started_ns: int
     """When its first byte passed."""
+    scheme: bytes = b""
+    """HTTP/2: ``:scheme``."""
+    authority: bytes = b""
+    """HTTP/2: ``:authority``.  In HTTP/1 it stands in the target or in the Host field."""
+    protocol: bytes = b""
+    """HTTP/2: ``:protocol`` of an extended CONNECT (RFC 8441)."""
+    pushed: bool = False
+    """HTTP/2: promised by the server rather than sent by the client; its bytes are a `ControlFrame` of the response side."""
     length: int = 0
     notes: tuple[str, ...] = ()
     """What is odd about it, in words for people."""
@@ -126,6 +135,18 @@ class Unparsed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlFrame(Event):
+    """Bytes that say something about the connection or a stream, not about a message's content."""
+
+    kind: str
+    """``SETTINGS``, ``PING``, ``RST_STREAM``, ... as RFC 9113 names them; ``preface``; ``unknown 0x2a``."""
+    length: int
+    """Of the whole frame, header included."""
+    detail: str = ""
+    """What it says, in words for people; may be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upgraded(Event):
     """From here on this side speaks ``protocol``; ``tunnel`` after CONNECT.  Emitted once for each side."""
 
@@ -155,6 +176,7 @@ AnyEvent = (
     | Trailers
     | MessageEnd
     | Unparsed
+    | ControlFrame
     | Upgraded
     | TunnelData
     | TunnelGap

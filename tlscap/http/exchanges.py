@@ -22,6 +22,7 @@ from tlscap.http.events import (
     AnyEvent,
     BodyData,
     BodyGap,
+    ControlFrame,
     Header,
     MessageEnd,
     RequestHead,
@@ -285,6 +286,8 @@ class ExchangeBuilder:
                     conversation.tunnelled(event.side, len(event.data))
                 case TunnelGap():
                     conversation.tunnelled(event.side, event.length)
+                case ControlFrame():
+                    pass
                 case Unparsed():
                     if event.why != BLANK_LINE:
                         conversation.unparsed += event.length

@@ -60,7 +60,10 @@ def reap(pid: int) -> None:
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP as something to poll for."""
+    """SIGINT, SIGTERM and SIGHUP as something to poll for, from the first file created to the last byte written.
+
+    Without it at any moment between, a signal would end the session by itself, and the command would not get it.
+    """
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -72,7 +75,13 @@ class Signals:
     def repeated(self) -> bool:
         return self._count > 1
 
+    def forget(self) -> None:
+        """Begin to count anew: what comes from now on means something else."""
+        self.take()
+        self._count = 0
+
     def take(self) -> list[int]:
+        """The numbers of those that came since the last time."""
         try:
             came = list(os.read(self.fd, 64))
         except BlockingIOError:
@@ -112,9 +121,11 @@ class Gate:
         os.close(self._hold)
         self._hold = -1
 
-    def kill(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+    def pass_on(self, number: int) -> None:
+        """A signal that the session got.  SIGINT comes from the terminal, which sent it to the command, too."""
+        if number != signal.SIGINT:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def wait(self) -> int:
         """The exit status, or 128 and the number of the signal that ended it, as shells say it."""
@@ -131,6 +142,7 @@ class Gate:
             self._hold = -1
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
 
 
 def _run_command(command: tuple[str, ...], user: User | None, hold: int) -> NoReturn:

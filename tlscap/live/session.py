@@ -33,6 +33,7 @@ from tlscap.errors import (
     CaptureError,
     CommandNotExecutableError,
     CommandNotFoundError,
+    InterruptedRecordingError,
     OutputError,
     PrivilegeError,
     TargetError,
@@ -149,6 +150,7 @@ class Session:
         self._collected = 0.0
         self._created: list[str] = []
         self._loader: Loader | None = None
+        self._signals = Signals()
         self._watches = not request.pids or request.follow
         """Targets may start programs and load libraries that are not probed yet."""
 
@@ -164,16 +166,16 @@ class Session:
                 raise TargetError(f"there is no process {pid}")
         if request.command:
             _check_command(request.command[0])
-        gate: Gate | None = None
+        gate = Gate(request.command, self._user) if request.command else None
         try:
-            with contextlib.ExitStack() as stack:
+            with self._signals, contextlib.ExitStack() as stack:
                 part = self._open_part()
-                if request.command:
-                    gate = Gate(request.command, self._user)
                 probes = Probes(only_pids=() if self._watches else request.pids)
                 loader = self._load(self._settings(gate), probes)
                 stack.callback(loader.close)
                 self._attach(loader, probes)
+                for number in self._signals.take():
+                    raise InterruptedRecordingError(number)
                 self._status.attached_s = _since_process_start()
                 session = self._fork_recorder(loader, part)
                 self._status.probed = [library.path for library in probes.attached.values()]
@@ -183,9 +185,10 @@ class Session:
                 self._display.started(self._status)
                 self._watch(loader, probes, session, gate)
                 self._finish(loader, probes, session)
-            if gate and self._status.command_status is None and not self._stop_reason.startswith("SIG"):
-                # Recording ended first (a time, a size, a full disk): the command is none the worse for it.
-                self._status.command_status = gate.wait()
+                stack.close()  # no probe outlives the recording, whatever the command does
+                if gate and self._status.command_status is None and not self._stop_reason.startswith("SIG"):
+                    # Recording ended first (a time, a size, a full disk): the command is none the worse for it.
+                    self._status.command_status = self._await_command(gate)
         except BaseException:
             for path in self._created:
                 with contextlib.suppress(OSError):
@@ -420,34 +423,32 @@ class Session:
 
     def _watch(self, loader: Loader, probes: Probes, session: Channel, gate: Gate | None) -> None:
         """Serve the recorder, look at the clock, and notice why to stop."""
-        with Signals() as signals:
-            poller = select.poll()
-            handlers: dict[int, Callable[[], None]] = {
-                session.fileno(): lambda: self._hear_recorder(loader, probes, session),
-                signals.fd: lambda: self._on_signal(signals, gate),
-            }
-            pidfds: list[int] = []
-            if gate:
-                pidfds.append(gate.pidfd)
-                handlers[gate.pidfd] = lambda: self._command_ended(gate)
-            elif self._request.pids:
-                waiting = set(self._request.pids)
-                for pid in self._request.pids:
-                    with contextlib.suppress(OSError):
-                        fd = os.pidfd_open(pid)
-                        pidfds.append(fd)
-                        handlers[fd] = self._target_ended(poller, fd, pid, waiting)
-            for fd in handlers:
-                poller.register(fd, select.POLLIN)
-            try:
-                while not self._stop_reason:
-                    for fd, _ in poller.poll(TICK_S * 1000):
-                        handlers[fd]()
-                    self._hear_views()
-                    self._tick(loader, session)
-            finally:
-                for fd in pidfds:
-                    os.close(fd)
+        poller = select.poll()
+        handlers: dict[int, Callable[[], None]] = {
+            session.fileno(): lambda: self._hear_recorder(loader, probes, session),
+            self._signals.fd: lambda: self._on_signal(gate),
+        }
+        pidfds: list[int] = []
+        if gate:
+            handlers[gate.pidfd] = lambda: self._command_ended(gate)
+        elif self._request.pids:
+            waiting = set(self._request.pids)
+            for pid in self._request.pids:
+                with contextlib.suppress(OSError):
+                    fd = os.pidfd_open(pid)
+                    pidfds.append(fd)
+                    handlers[fd] = self._target_ended(poller, fd, pid, waiting)
+        for fd in handlers:
+            poller.register(fd, select.POLLIN)
+        try:
+            while not self._stop_reason:
+                for fd, _ in poller.poll(TICK_S * 1000):
+                    handlers[fd]()
+                self._hear_views()
+                self._tick(loader, session)
+        finally:
+            for fd in pidfds:
+                os.close(fd)
 
     def _tick(self, loader: Loader, session: Channel) -> None:
         request, status = self._request, self._status
@@ -478,14 +479,18 @@ class Session:
 
         return ended
 
-    def _on_signal(self, signals: Signals, gate: Gate | None) -> None:
-        for number in signals.take():
-            if gate and number == signal.SIGINT and not signals.repeated:
-                continue  # the terminal sent it to the command, too: its end is ours
-            if gate and number in (signal.SIGTERM, signal.SIGHUP) and not signals.repeated:
-                gate.kill(number)
-                continue
-            self._stop_reason = signal.Signals(number).name
+    def _on_signal(self, gate: Gate | None) -> None:
+        for number in self._signals.take():
+            if gate and not self._signals.repeated:
+                gate.pass_on(number)  # its end is ours
+            else:
+                self._stop_reason = signal.Signals(number).name
+
+    def _await_command(self, gate: Gate) -> int:
+        while not select.select([gate.pidfd, self._signals.fd], [], [])[0].count(gate.pidfd):
+            for number in self._signals.take():
+                gate.pass_on(number)
+        return gate.wait()
 
     def _command_ended(self, gate: Gate) -> None:
         self._status.command_status = gate.wait()
@@ -582,6 +587,8 @@ class Session:
 
     def _finish(self, loader: Loader, probes: Probes, session: Channel) -> None:
         """Everything that happened is in the ring or in the maps: bring it into the files."""
+        signals = self._signals
+        signals.forget()
         loader.detach()
         status = self._status
         status.finishing = True
@@ -593,23 +600,22 @@ class Session:
         session.send(APPEND + decode.note(decode.RECORD_END, end, time_ns=time.monotonic_ns()))
         session.send(FINISH)
         recorder_there = True
-        with Signals() as signals:
-            while not all(view.done for view in self._views):
-                channels = [view.channel for view in self._views if not view.done]
-                ready, _, _ = select.select([*channels, *([session] if recorder_there else [])], [], [], TICK_S)
-                if session in ready:
-                    while message := session.receive(0):
-                        self._on_recorder(parse(message), loader, probes, session)
-                    recorder_there = message is None
-                self._hear_views()
-                self._display.progress(status)
-                if signals.take():
-                    status.notes.append("finishing the files; send the signal again to give up on the pcapng")
-                    if signals.repeated:
-                        status.errors.append("the pcapng is not complete: tlscap rebuild makes it from the sidecar")
-                        for view in self._views:
-                            os.kill(view.pid, signal.SIGKILL)
-                        break
+        while not all(view.done for view in self._views):
+            channels = [view.channel for view in self._views if not view.done]
+            ready, _, _ = select.select([*channels, *([session] if recorder_there else [])], [], [], TICK_S)
+            if session in ready:
+                while message := session.receive(0):
+                    self._on_recorder(parse(message), loader, probes, session)
+                recorder_there = message is None
+            self._hear_views()
+            self._display.progress(status)
+            if signals.take():
+                status.notes.append("finishing the files; send the signal again to give up on the pcapng")
+                if signals.repeated:
+                    status.errors.append("the pcapng is not complete: tlscap rebuild makes it from the sidecar")
+                    for view in self._views:
+                        os.kill(view.pid, signal.SIGKILL)
+                    break
         reap(self._recorder)
         while message := session.receive(0):
             self._on_recorder(parse(message), loader, probes, session)
