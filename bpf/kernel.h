@@ -49,6 +49,7 @@ struct task_struct {
 	struct files_struct *files;
 	struct mm_struct *mm;
 	struct signal_struct *signal;
+	__u64 self_exec_id; /* counts the programs a task has run */
 };
 struct sock_common {
 	__u16 skc_family, skc_num, skc_dport;

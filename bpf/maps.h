@@ -75,10 +75,11 @@ MAP_RING(ring, RING_PAGES);
 MAP_ARRAY(config, struct config, 1);
 MAP_PERCPU_ARRAY(counters, __u64, COUNTERS);
 MAP_PERCPU_ARRAY(sequence, struct sequence, 1);
+MAP_ARRAY(epoch, __u64, 1); /* counts what makes `settled` stale: freed connections, exchanged sockets */
 MAP_HASH(connections, struct connection_key, struct connection, 65536);
 MAP_HASH(orphans, __u64, struct connection, 65536);      /* closed, but the ring had no room to say so */
 MAP_HASH(calls, struct call_key, struct call, 16384);    /* entered, not yet returned */
-MAP_HASH(wanted, __u64, struct connection_key, 16384);   /* threads whose next socket call tells an address */
+MAP_HASH(wanted, __u64, struct connection_key, 16384);   /* threads whose next socket call tells an address; where there are no task maps */
 MAP_HASH(processes, __u32, struct process, 16384);
 MAP_HASH(targets, __u32, __u32, 16384);
 MAP_HASH(match_uid, __u32, __u32, 256);
@@ -95,6 +96,13 @@ MAP_LRU_HASH(seen_files, struct file_id, __u32, 8192);
 struct thread {
 	__u64 sp[SLOTS]; /* 0: free */
 	struct call call[SLOTS];
+	/* What was looked up before: the tables are asked again only when it may have changed. */
+	__u64 exec_id;
+	__u64 incarnation; /* of its process, when that is traced; else 0 */
+	__u64 settled;     /* the SSL of the latest call, when its address is known */
+	__u64 settled_epoch;
+	__u64 wants; /* its next socket call tells the address of: */
+	struct connection_key wanted;
 };
 struct {
 	int(*type)[BPF_MAP_TYPE_TASK_STORAGE];

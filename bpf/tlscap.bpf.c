@@ -90,6 +90,16 @@ INLINE __u64 fresh_id(void)
 	return ((__u64)(bpf_get_smp_processor_id() + 1) << 40) | ++s->last;
 }
 
+/* What threads remember of connections no longer holds. */
+INLINE void unsettle(void)
+{
+	__u32 zero = 0;
+	__u64 *value = bpf_map_lookup_elem(&epoch, &zero);
+
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
 /* --- Submitting --- */
 
 /* The small samples carry identity and accounting: they may use the room that data leaves free. */
@@ -249,10 +259,11 @@ INLINE void report_open(struct config *c, __u64 id, __u64 ssl, __u64 start_ns, _
 	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
 }
 
-INLINE struct connection *connection_of(struct config *c, struct process *p, struct connection_key *key, __u32 midstream)
+INLINE struct connection *connection_of(struct config *c, struct connection_key *key, __u32 midstream)
 {
 	struct connection *known = bpf_map_lookup_elem(&connections, key);
 	struct connection fresh = {};
+	struct process *p;
 
 	if (known)
 		return known;
@@ -262,7 +273,8 @@ INLINE struct connection *connection_of(struct config *c, struct process *p, str
 		count(COUNT_TABLE_FULL, 1);
 		return 0;
 	}
-	report_open(c, fresh.id, key->ssl, p->start_ns, midstream, ROLE_UNKNOWN);
+	p = bpf_map_lookup_elem(&processes, &key->pid);
+	report_open(c, fresh.id, key->ssl, p ? p->start_ns : 0, midstream, ROLE_UNKNOWN);
 	return bpf_map_lookup_elem(&connections, key);
 }
 
@@ -276,6 +288,7 @@ INLINE void close_connection(struct config *c, struct connection_key *key, __u32
 		return;
 	last = *known;
 	bpf_map_delete_elem(&connections, key);
+	unsettle();
 	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_close), 0);
 	if (!s) {
 		/* The accounting must survive a full ring: user space collects these at the end. */
@@ -525,14 +538,21 @@ INLINE void submit_call(struct transfer *t, __u64 length, __u64 keep, int has_lo
 	submit_gap(t, length - keep, GAP_SNAPLEN);
 }
 
-/* --- Pending calls --- */
+/* --- Threads and their pending calls --- */
 
-INLINE void remember_call(struct call_key *key, struct call *call, int modern)
+#ifdef TLSCAP_BCC
+struct thread {
+	__u64 wants; /* there are no task maps: nobody has one of these */
+};
+#define THREAD_OF(modern, flags) ((struct thread *)0)
+#else
+#define THREAD_OF(modern, flags) \
+	((modern) ? (struct thread *)bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, flags) : 0)
+#endif
+
+INLINE void remember_call(struct thread *thread, struct call_key *key, struct call *call)
 {
 #ifndef TLSCAP_BCC
-	struct thread *thread =
-		modern ? bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE) : 0;
-
 	if (thread) {
 #pragma unroll
 		for (int i = 0; i < SLOTS; i++) {
@@ -553,12 +573,10 @@ INLINE void remember_call(struct call_key *key, struct call *call, int modern)
 }
 
 /* The call that returns now, taken off the list.  False when its entry was not seen. */
-INLINE int recall_call(struct call_key *key, struct call *call, int modern)
+INLINE int recall_call(struct thread *thread, struct call_key *key, struct call *call)
 {
 	struct call *pending;
 #ifndef TLSCAP_BCC
-	struct thread *thread = modern ? bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0) : 0;
-
 	if (thread) {
 #pragma unroll
 		for (int i = 0; i < SLOTS; i++) {
@@ -578,50 +596,155 @@ INLINE int recall_call(struct call_key *key, struct call *call, int modern)
 	return 1;
 }
 
+/* Which program of its process a thread runs, or 0 when its calls are not to be recorded. */
+INLINE __u32 traced_incarnation(struct config *c, __u32 pid, struct thread **thread, int modern)
+{
+	struct process *p;
+#ifndef TLSCAP_BCC
+	__u64 exec_id = modern ? ((struct task_struct *)bpf_get_current_task_btf())->self_exec_id : 0;
+
+	*thread = THREAD_OF(modern, 0);
+	if (*thread && (*thread)->incarnation && (*thread)->exec_id == exec_id)
+		return (*thread)->incarnation;
+#endif
+	p = traced_process(c, pid);
+	if (!p)
+		return 0;
+#ifndef TLSCAP_BCC
+	if (!*thread)
+		*thread = THREAD_OF(modern, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (*thread) {
+		(*thread)->exec_id = exec_id;
+		(*thread)->incarnation = p->incarnation;
+		(*thread)->settled = 0;
+		(*thread)->wants = 0;
+	}
+#endif
+	return p->incarnation;
+}
+
+INLINE __u64 current_epoch(void)
+{
+	__u32 zero = 0;
+	__u64 *value = bpf_map_lookup_elem(&epoch, &zero);
+
+	return value ? *value : 0;
+}
+
+/* Whether the connection is one whose address is known, as far as the thread remembers. */
+INLINE int settled(struct thread *thread, __u64 ssl)
+{
+#ifdef TLSCAP_BCC
+	return 0;
+#else
+	return thread && thread->settled == ssl && thread->settled_epoch == current_epoch();
+#endif
+}
+
+INLINE void settle(struct thread *thread, __u64 ssl, __u64 now)
+{
+#ifndef TLSCAP_BCC
+	if (thread) {
+		thread->settled = ssl;
+		thread->settled_epoch = now;
+	}
+#endif
+}
+
+/* The next socket call of this thread, up to the end of its TLS call, tells this connection's address. */
+INLINE void want_address(struct thread *thread, __u64 id, struct connection_key *key)
+{
+#ifndef TLSCAP_BCC
+	if (thread) {
+		thread->wanted = *key;
+		thread->wants = 1;
+		return;
+	}
+#endif
+	bpf_map_update_elem(&wanted, &id, key, BPF_ANY);
+}
+
+INLINE struct connection_key *wanted_by(struct thread *thread, __u64 *id)
+{
+#ifndef TLSCAP_BCC
+	if (thread)
+		return thread->wants ? &thread->wanted : 0;
+#endif
+	return bpf_map_lookup_elem(&wanted, id);
+}
+
+INLINE void want_no_more(struct thread *thread, __u64 *id)
+{
+#ifndef TLSCAP_BCC
+	if (thread) {
+		thread->wants = 0;
+		return;
+	}
+#endif
+	bpf_map_delete_elem(&wanted, id);
+}
+
 /* --- Entering a TLS call --- */
+
+/* A call of this connection begins.  True when it shall tell the connection's address. */
+INLINE int enter_connection(struct config *c, struct thread *thread, struct call *call, __u64 id)
+{
+	struct connection_key key = {};
+	struct connection *conn;
+	__u64 now = current_epoch(); /* before the table is looked at */
+
+	key.ssl = call->ssl;
+	key.pid = id >> 32;
+	key.incarnation = call->incarnation;
+	conn = connection_of(c, &key, call->kind != CALL_HANDSHAKE);
+	if (!conn)
+		return 0;
+	if (call->kind == CALL_HANDSHAKE && !(conn->flags & HAS_HANDSHAKE)) {
+		if (!conn->handshake_start_ns)
+			conn->handshake_start_ns = call->entry_ns;
+		conn->handshake_calls++;
+	}
+	/* At the end of a connection its round-trip time is known best: look once more. */
+	if (!(conn->flags & HAS_ADDRESS) || call->kind == CALL_SHUTDOWN) {
+		want_address(thread, id, &key);
+		return 1;
+	}
+	settle(thread, call->ssl, now);
+	return 0;
+}
 
 INLINE int enter_call(struct pt_regs *ctx, __u32 kind, __u64 count_address, int modern)
 {
 	struct config *c = settings();
+	struct thread *thread = 0;
 	struct call_key key = {};
 	struct call call = {};
-	struct connection_key conn_key = {};
-	struct connection *conn;
-	struct process *p;
-	__u64 thread = bpf_get_current_pid_tgid();
 
 	if (!c)
 		return 0;
-	p = traced_process(c, thread >> 32);
-	if (!p)
+	key.thread = bpf_get_current_pid_tgid();
+	key.sp = PT_REGS_SP(ctx);
+	call.incarnation = traced_incarnation(c, key.thread >> 32, &thread, modern);
+	if (!call.incarnation)
 		return 0;
 	call.ssl = PT_REGS_PARM1(ctx);
 	call.buffer = PT_REGS_PARM2(ctx);
-	call.count = count_address;
+	call.count = kind == CALL_ALPN ? PT_REGS_PARM3(ctx) : count_address;
 	call.entry_ns = bpf_ktime_get_ns();
 	call.kind = kind;
-	call.incarnation = p->incarnation;
-	key.thread = thread;
-	key.sp = PT_REGS_SP(ctx);
-	if (kind != CALL_SERVERNAME && kind != CALL_ALPN) {
-		conn_key.ssl = call.ssl;
-		conn_key.pid = thread >> 32;
-		conn_key.incarnation = p->incarnation;
-		conn = connection_of(c, p, &conn_key, kind != CALL_HANDSHAKE);
-		if (conn && kind == CALL_HANDSHAKE && !(conn->flags & HAS_HANDSHAKE)) {
-			if (!conn->handshake_start_ns)
-				conn->handshake_start_ns = call.entry_ns;
-			conn->handshake_calls++;
-		}
-		/* At the end of a connection its round-trip time is known best: look once more. */
-		if (conn && (!(conn->flags & HAS_ADDRESS) || kind == CALL_SHUTDOWN)) {
-			bpf_map_update_elem(&wanted, &thread, &conn_key, BPF_ANY);
-			call.wanted = 1;
-		}
+	switch (kind) {
+	case CALL_SERVERNAME:
+	case CALL_ALPN:
+		break;
+	case CALL_HANDSHAKE:
+	case CALL_SHUTDOWN:
+		call.wanted = enter_connection(c, thread, &call, key.thread);
+		break;
+	default:
+		if (!settled(thread, call.ssl))
+			call.wanted = enter_connection(c, thread, &call, key.thread);
 	}
-	if (kind == CALL_ALPN)
-		call.count = PT_REGS_PARM3(ctx);
-	remember_call(&key, &call, modern);
+	remember_call(thread, &key, &call);
 	return 0;
 }
 
@@ -877,6 +1000,7 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 	struct config *c = settings();
 	struct call_key key = {};
 	struct connection_key conn_key = {};
+	struct thread *thread = THREAD_OF(has_loop, 0);
 	struct call call = {};
 	__u64 n = 0;
 	long result;
@@ -884,10 +1008,10 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 
 	key.thread = bpf_get_current_pid_tgid();
 	key.sp = PT_REGS_SP(ctx) - RETURN_SLOT;
-	if (!c || !recall_call(&key, &call, has_loop))
+	if (!c || !recall_call(thread, &key, &call))
 		return 0;
 	if (call.wanted)
-		bpf_map_delete_elem(&wanted, &key.thread);
+		want_no_more(thread, &key.thread);
 	conn_key.ssl = call.ssl;
 	conn_key.pid = key.thread >> 32;
 	conn_key.incarnation = call.incarnation;
@@ -1017,7 +1141,7 @@ INLINE struct connection *named(struct pt_regs *ctx, struct config *c, struct co
 	key->ssl = PT_REGS_PARM1(ctx);
 	key->pid = pid;
 	key->incarnation = p->incarnation;
-	return create ? connection_of(c, p, key, 0) : bpf_map_lookup_elem(&connections, key);
+	return create ? connection_of(c, key, 0) : bpf_map_lookup_elem(&connections, key);
 }
 
 INLINE int set_role(struct pt_regs *ctx, __u32 role)
@@ -1058,8 +1182,10 @@ INLINE int on_transport_call(struct pt_regs *ctx)
 	struct config *c = settings();
 	struct connection *conn = c ? named(ctx, c, &key, 0) : 0;
 
-	if (conn)
+	if (conn) {
 		conn->flags &= ~HAS_ADDRESS;
+		unsettle();
+	}
 	return 0;
 }
 
@@ -1245,17 +1371,17 @@ INLINE void report_address(struct config *c, struct connection *conn, void *sk, 
 	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
 }
 
-SEC("raw_tp/sys_enter")
-int on_syscall(struct bpf_raw_tracepoint_args *ctx)
+/* A socket call begins: report its socket if the thread's TLS call wants to know it. */
+INLINE int on_syscall_enter(struct bpf_raw_tracepoint_args *ctx, int modern)
 {
-	long number = ctx->args[1];
 	void *regs = (void *)ctx->args[0], *sk;
-	__u64 thread, fd = 0;
+	struct thread *thread = 0;
 	struct connection_key *key;
 	struct connection *conn;
 	struct config *c;
+	__u64 id, fd = 0;
 
-	switch (number) {
+	switch ((long)ctx->args[1]) {
 	case NR_read:
 	case NR_write:
 	case NR_readv:
@@ -1264,24 +1390,49 @@ int on_syscall(struct bpf_raw_tracepoint_args *ctx)
 	case NR_recvfrom:
 	case NR_sendmsg:
 	case NR_recvmsg:
-		thread = bpf_get_current_pid_tgid();
-		key = bpf_map_lookup_elem(&wanted, &thread);
-		if (!key)
-			return 0;
-		c = settings();
-		conn = bpf_map_lookup_elem(&connections, key);
-		if (!c || !conn)
-			return 0;
-		bpf_probe_read_kernel(&fd, sizeof(fd), SYSCALL_ARG(regs, 0));
-		sk = socket_of((__u32)fd);
-		if (!sk)
-			return 0;
-		report_address(c, conn, sk, (__u32)fd);
-		bpf_map_delete_elem(&wanted, &thread);
+		break;
+	default:
 		return 0;
 	}
+	id = bpf_get_current_pid_tgid();
+	thread = THREAD_OF(modern, 0);
+	if (modern && !thread)
+		return 0;
+	key = wanted_by(thread, &id);
+	if (!key)
+		return 0;
+	c = settings();
+	conn = bpf_map_lookup_elem(&connections, key);
+	if (!c || !conn)
+		return 0;
+	bpf_probe_read_kernel(&fd, sizeof(fd), SYSCALL_ARG(regs, 0));
+	sk = socket_of((__u32)fd);
+	if (!sk)
+		return 0;
+	report_address(c, conn, sk, (__u32)fd);
+	want_no_more(thread, &id);
 	return 0;
 }
+
+SEC("raw_tp/sys_enter")
+int on_syscall(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_syscall_enter(ctx, 0);
+}
+
+#ifndef TLSCAP_BCC
+SEC("raw_tp/sys_enter")
+int on_syscall_modern(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_syscall_enter(ctx, 1);
+}
+#endif
+
+#ifdef TLSCAP_BCC
+#define HAS_THREADS 0
+#else
+#define HAS_THREADS 1
+#endif
 
 /*
  * Since Linux 6.3 (commit 6e6eda44b939) sockets have tracepoints of their own: they name the socket, and other system
@@ -1289,11 +1440,16 @@ int on_syscall(struct bpf_raw_tracepoint_args *ctx)
  */
 INLINE int on_socket(void *sk)
 {
-	__u64 thread = bpf_get_current_pid_tgid();
-	struct connection_key *key = bpf_map_lookup_elem(&wanted, &thread);
+	struct thread *thread = THREAD_OF(HAS_THREADS, 0);
+	struct connection_key *key;
 	struct connection *conn;
 	struct config *c;
+	__u64 id;
 
+	if (HAS_THREADS && (!thread || !thread->wants))
+		return 0;
+	id = bpf_get_current_pid_tgid();
+	key = wanted_by(thread, &id);
 	if (!key)
 		return 0;
 	c = settings();
@@ -1301,7 +1457,7 @@ INLINE int on_socket(void *sk)
 	if (!c || !conn || !sk)
 		return 0;
 	report_address(c, conn, sk, NO_FD);
-	bpf_map_delete_elem(&wanted, &thread);
+	want_no_more(thread, &id);
 	return 0;
 }
 

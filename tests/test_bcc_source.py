@@ -11,7 +11,7 @@ import pytest
 from tlscap.errors import LoadError
 from tlscap.live import bcc
 from tlscap.live.bcc import join_sources, kernel_fields, tracepoints
-from tlscap.live.libbpf import KERNEL_WIDE, SOCKET_PROGRAMS, SYSCALL_PROGRAM
+from tlscap.live.libbpf import KERNEL_WIDE, MODERN, SOCKET_PROGRAMS, SYSCALL_BOUNDED, SYSCALL_MODERN
 from tlscap.live.loader import CallKind, LifeKind, entry_program
 
 BPF = Path(__file__).parent.parent / "bpf"
@@ -95,10 +95,10 @@ def test_programs(joined: str) -> None:
         program = entry_program(life, 0)
         assert program in bodies
         seen.add(program)
-    cookies = {"enter_any", "on_any", "leave_loop"}
-    wide = {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_PROGRAM}
+    cookies = {*MODERN, SYSCALL_MODERN}
+    wide = {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_BOUNDED}
     assert set(bodies) == seen | wide | cookies | {bcc.LEAVE_PROGRAM}
-    assert set(tracepoints(joined)) == wide
+    assert set(tracepoints(joined)) == wide | {SYSCALL_MODERN}
 
 
 def test_kernel_fields(joined: str) -> None:

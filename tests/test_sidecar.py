@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlscap.errors import CorruptError, FormatError, TruncatedError, UnsupportedVersionError
-from tlscap.sidecar import MAX_FRAME, SidecarReader, SidecarWriter, identity, is_sidecar, seek_index
+from tlscap.sidecar import MAX_FRAME, SidecarReader, SidecarWriter, identity, is_sidecar, seek_index, stored_frame
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 FRAMES = (b"first record" * 40, b"x", bytes(range(256)) * 3)
@@ -424,3 +425,38 @@ def test_zstd_tool(zstd: str, tmp_path: Path, finished: bool) -> None:
     done = subprocess.run([zstd, "-dc", path], capture_output=True, check=True)
     assert done.stdout == b"".join(FRAMES)
     subprocess.run([zstd, "-qt", path], check=True)
+
+
+# --- Frames that are stored as they are ---
+
+
+@pytest.mark.parametrize("size", [0, 1, 131071, 131072, 131073, 300_000])
+def test_stored_frames(size: int) -> None:
+    """libzstd takes them, checks them, and finds a flipped bit."""
+    data = random.Random(size).randbytes(size)
+    frame = b"".join(stored_frame(data))
+    assert zstandard.ZstdDecompressor().decompress(frame) == data
+    assert zstandard.get_frame_parameters(frame).content_size == size
+    if size:
+        damaged = bytearray(frame)
+        damaged[len(frame) // 2] ^= 1
+        with pytest.raises(zstandard.ZstdError):
+            zstandard.ZstdDecompressor().decompress(bytes(damaged))
+
+
+def test_what_gets_smaller_is_compressed() -> None:
+    """Noise is stored, text is packed, and a hurry stores both."""
+    noise, text = random.Random(1).randbytes(1 << 20), b"GET /index.html HTTP/1.1\r\n" * 40_000
+    sizes = {}
+    for name, records, hurry in (("noise", noise, False), ("text", text, False), ("hurried", text, True)):
+        stream = io.BytesIO()
+        writer = SidecarWriter(stream)
+        before = writer.size
+        writer.write(records, hurry=hurry)
+        sizes[name] = writer.size - before
+        writer.close()
+        stream.seek(0)
+        assert list(SidecarReader(stream).frames()) == [records]
+    assert len(noise) < sizes["noise"] < len(noise) + 100
+    assert sizes["text"] < len(text) / 100
+    assert len(text) < sizes["hurried"] < len(text) + 100

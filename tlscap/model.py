@@ -62,6 +62,8 @@ class GapReason(enum.Enum):
     """The bytes never were in the process's memory (``SSL_sendfile``)."""
     CALL_TOO_LARGE = "call-too-large"
     """One call larger than this kernel's bounded copy loop."""
+    NOT_CAPTURED = "not-captured"
+    """Imported: the other end acknowledged the bytes, or later ones came, but no packet with them was captured."""
     UNKNOWN = "unknown"
     """The byte ledger jumped and nothing else is known."""
 

@@ -14,9 +14,10 @@ A killed recorder loses at most the frame it had not written; everything before 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, Final, Protocol, runtime_checkable
 
+import xxhash
 import zstandard
 
 from tlscap.errors import CorruptError, FormatError, TruncatedError, UnsupportedVersionError
@@ -53,41 +54,111 @@ def identity() -> bytes:
     return _SKIPPABLE.pack(SKIPPABLE_MAGIC, len(body)) + body
 
 
+_STORED_FROM = 256 << 10
+"""Frames smaller than this are always compressed: it costs nothing."""
+_STORED_RATIO = 0.95
+_TRIALS, _TRIAL_SIZE = 4, 8 << 10
+_RAW_BLOCK: Final = 128 << 10  # the largest that RFC 8878 allows
+_STORED_HEADER = struct.Struct("<IBI")
+_STORED_DESCRIPTOR = 0b10_1_0_0_1_00  # content size in 4 bytes, a single segment, a checksum
+
+Bytes = bytes | bytearray | memoryview
+
+
+@runtime_checkable
 class Sink(Protocol):
     """Anything that takes bytes in order; may take fewer than it is given."""
 
     def write(self, data: memoryview, /) -> int | None: ...
 
 
-class SidecarWriter:
-    """Appends frames to a stream.  Each `write` puts one whole frame into the file, in one call."""
+class FrameSink(Protocol):
+    """A sink for which the place of a frame in the file matters."""
 
-    def __init__(self, stream: Sink, *, level: int = 1) -> None:
+    def padding(self, size: int, /) -> tuple[int, int]:
+        """Bytes it wants before and after a frame of this size: 0, or 8 at least."""
+        ...
+
+    def write_frame(self, parts: Sequence[Bytes], /) -> None:
+        """Take all of it."""
+        ...
+
+
+class _PlainSink:
+    """Frames for a sink that only knows bytes."""
+
+    def __init__(self, stream: Sink) -> None:
         self._stream = stream
+
+    def padding(self, size: int) -> tuple[int, int]:
+        return 0, 0
+
+    def write_frame(self, parts: Sequence[Bytes]) -> None:
+        view = memoryview(b"".join(parts))
+        while view:
+            written = self._stream.write(view)
+            view = view[written or 0 :]
+
+
+class SidecarWriter:
+    """Appends frames to a stream.  Each `write` puts one whole frame into the file.
+
+    What doesn't get smaller (images, archives, what is compressed already) is stored in a frame of raw blocks:
+    trying to compress a gigabyte of it takes as long as the network takes to bring it.
+    """
+
+    def __init__(self, stream: Sink | FrameSink, *, level: int = 1) -> None:
+        self._stream = _PlainSink(stream) if isinstance(stream, Sink) else stream
         # Checksums let a reader tell a damaged frame; the content size lets it bound its memory before unpacking.
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
         head = identity()
-        self._write_all(head)
+        self._stream.write_frame([head])
         self._index: list[tuple[int, int]] = [(len(head), 0)]
         self.size = len(head)
         """Bytes of whole frames written: a reader may follow up to here."""
 
-    def write(self, records: bytes | bytearray | memoryview) -> None:
-        """One frame of whole records.  Raises `OSError`; the file then ends at the last whole frame."""
-        packed = self._compressor.compress(records)
-        self._write_all(packed)
-        self._index.append((len(packed), len(records)))
-        self.size += len(packed)
+    def write(self, records: Bytes, *, hurry: bool = False) -> None:
+        """One frame of whole records; in a ``hurry`` not compressed.  Raises `OSError`; the file then ends at the last whole frame."""
+        if hurry or not self._gets_smaller(records):
+            parts = stored_frame(records)
+        else:
+            parts = [self._compressor.compress(records)]
+        size = sum(map(len, parts))
+        before, after = self._stream.padding(size)
+        self._stream.write_frame([*_skippable(before), *parts, *_skippable(after)])
+        sizes = (before, 0), (size, len(records)), (after, 0)
+        self._index += [entry for entry in sizes if entry[0]]
+        self.size += before + size + after
 
     def close(self) -> None:
         """Write the index.  The stream stays open."""
-        self._write_all(seek_index(self._index))
+        self._stream.write_frame([seek_index(self._index)])
 
-    def _write_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = self._stream.write(view)
-            view = view[written or 0 :]
+    def _gets_smaller(self, records: Bytes) -> bool:
+        """Whether compressing seems worth it: a few places tell for all."""
+        if len(records) < _STORED_FROM:
+            return True
+        step = len(records) // _TRIALS
+        trials = b"".join(records[at : at + _TRIAL_SIZE] for at in range(0, step * _TRIALS, step))
+        return len(self._compressor.compress(trials)) < _STORED_RATIO * len(trials)
+
+
+def stored_frame(records: Bytes) -> list[Bytes]:
+    """A zstd frame (RFC 8878, 3.1.1) of raw blocks, in parts: its data are views of ``records``."""
+    view = memoryview(records)
+    head = _STORED_HEADER.pack(ZSTD_MAGIC, _STORED_DESCRIPTOR, len(view))
+    parts: list[Bytes] = [head]
+    for at in range(0, len(view) or 1, _RAW_BLOCK):
+        block = view[at : at + _RAW_BLOCK]
+        last = at + _RAW_BLOCK >= len(view)
+        parts += [(len(block) << 3 | last).to_bytes(_BLOCK_HEADER, "little"), block]
+    parts.append((xxhash.xxh64_intdigest(view) & 0xFFFFFFFF).to_bytes(_CHECKSUM, "little"))
+    return parts
+
+
+def _skippable(size: int) -> list[Bytes]:
+    """A frame of ``size`` bytes, its header of 8 included, that every reader ignores."""
+    return [_SKIPPABLE.pack(SKIPPABLE_MAGIC, size - _SKIPPABLE.size), bytes(size - _SKIPPABLE.size)] if size else []
 
 
 def seek_index(frames: list[tuple[int, int]]) -> bytes:

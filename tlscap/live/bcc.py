@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from tlscap.errors import AttachError, CaptureError, LoadError, PrivilegeError
 from tlscap.live.btf import struct_offsets
-from tlscap.live.libbpf import KERNEL_WIDE, SOCKET_PROGRAMS, SYSCALL_PROGRAM
+from tlscap.live.libbpf import KERNEL_WIDE, SOCKET_PROGRAMS, SYSCALL_BOUNDED
 from tlscap.live.loader import AttachPoint, CallKind, Counter, Settings, configure, entry_program
 
 MAIN_SOURCE = "tlscap.bpf.c"
@@ -238,7 +238,7 @@ class BccLoader:
                 for program in SOCKET_PROGRAMS:
                     self._attach_tracepoint(program)
             except AttachError:
-                self._attach_tracepoint(SYSCALL_PROGRAM)
+                self._attach_tracepoint(SYSCALL_BOUNDED)
         except BaseException:
             self.close()
             raise

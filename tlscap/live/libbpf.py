@@ -32,8 +32,8 @@ MODERN = ("enter_any", "leave_loop", "on_any")
 """With attach cookies and bpf_loop these three do what else takes one program for each kind of function."""
 SOCKET_PROGRAMS = ("on_socket_send", "on_socket_receive")
 """Programs on the socket tracepoints of Linux 6.3."""
-SYSCALL_PROGRAM = "on_syscall"
-"""Instead of those, where they don't exist."""
+SYSCALL_MODERN, SYSCALL_BOUNDED = "on_syscall_modern", "on_syscall"
+"""Instead of those, where they don't exist; the second one where there is no task storage either."""
 
 
 class _MultiLink(ctypes.Structure):
@@ -166,25 +166,31 @@ class LibbpfLoader:
             configure(self, settings)
             for name in KERNEL_WIDE:
                 self._attach_tracepoint(name)
-            try:
-                for name in SOCKET_PROGRAMS:
-                    self._attach_tracepoint(name)
-            except AttachError:
-                self._attach_tracepoint(SYSCALL_PROGRAM)
+            self._watch_sockets()
         except BaseException:
             self.close()
             raise
 
     def _choose_programs(self) -> None:
         """Load only what will be attached: verification takes most of the time to start."""
-        always = {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_PROGRAM}
+        modern = {*MODERN, *SOCKET_PROGRAMS, SYSCALL_MODERN}
         program = None
         while program := self._lib.bpf_object__next_program(self._object, program):
             name = self._lib.bpf_program__name(program).decode()
-            self._lib.bpf_program__set_autoload(program, name in always or (name in MODERN) == self._modern)
+            self._lib.bpf_program__set_autoload(program, name in KERNEL_WIDE or (name in modern) == self._modern)
             if name in MODERN:
                 # Must be said before loading; kernels without it don't look at this field.
                 self._lib.bpf_program__set_expected_attach_type(program, BPF_TRACE_UPROBE_MULTI)
+
+    def _watch_sockets(self) -> None:
+        if not self._modern:
+            self._attach_tracepoint(SYSCALL_BOUNDED)
+            return
+        try:
+            for name in SOCKET_PROGRAMS:
+                self._attach_tracepoint(name)
+        except AttachError:
+            self._attach_tracepoint(SYSCALL_MODERN)
 
     def _attach_tracepoint(self, program: str) -> None:
         self._keep_link(self._lib.bpf_program__attach(self._program(program)), f"tracepoint program {program}")

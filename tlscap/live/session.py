@@ -42,6 +42,7 @@ from tlscap.live import targets
 from tlscap.live._ring import Ring
 from tlscap.live.children import Gate, Signals, fork_child, nice, reap
 from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
+from tlscap.live.output import DirectFile
 from tlscap.live.privileges import acting_as, drop
 from tlscap.live.probes import Probes, own_linker
 from tlscap.live.spool import (
@@ -51,7 +52,6 @@ from tlscap.live.spool import (
     ROTATE,
     Channel,
     Spooler,
-    UncachedFile,
     parse,
 )
 from tlscap.live.targets import User
@@ -148,6 +148,7 @@ class Session:
         self._live = request.pcapng == "-"
         self._exited: set[int] = set()
         self._collected = 0.0
+        self._ticked = 0.0
         self._created: list[str] = []
         self._loader: Loader | None = None
         self._signals = Signals()
@@ -346,7 +347,7 @@ class Session:
             drop(self._user)
             spooler = Spooler(
                 ring,
-                UncachedFile(part.sidecar),
+                DirectFile(part.sidecar),
                 spool_end,
                 announce,
                 first=first,
@@ -453,8 +454,10 @@ class Session:
     def _tick(self, loader: Loader, session: Channel) -> None:
         request, status = self._request, self._status
         status.elapsed_s = time.monotonic() - self._begun
-        status.counters = dict(loader.counters())
-        self._display.progress(status)
+        if time.monotonic() - self._ticked >= TICK_S:  # the recorder wakes us for every frame
+            self._ticked = time.monotonic()
+            status.counters = dict(loader.counters())
+            self._display.progress(status)
         if self._exited and time.monotonic() - self._collected > COLLECT_S:
             self._collected = time.monotonic()
             self._collect(loader, session)

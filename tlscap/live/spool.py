@@ -9,9 +9,8 @@ by the number of buffers: when all are full the ring fills up, and the kernel co
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
+import mmap
 import queue
 import select
 import signal
@@ -25,11 +24,13 @@ from typing import Any
 
 from tlscap import decode
 from tlscap.live._ring import Ring
+from tlscap.live.output import DirectFile
 from tlscap.sidecar import FRAME_SIZE, SidecarWriter
 
-RWF_DONTCACHE = 0x80
-BUFFERS = 24
+BUFFERS = 40
 """Of 4 MiB each, touched only when a burst needs them: what the disk can't take at once waits here, not in the ring."""
+HURRY = BUFFERS // 2
+"""When as many are full, nothing is compressed, and the page cache takes what the disk can't."""
 MAX_SAMPLE = 20 << 10
 """More than any sample takes: a buffer with less room than this is full."""
 CARRIED = frozenset({decode.SAMPLE_OPEN, decode.SAMPLE_ADDRESS, decode.SAMPLE_HANDSHAKE, decode.SAMPLE_NAME})
@@ -92,37 +93,6 @@ class Channel:
 PREPEND, APPEND, FINISH, ROTATE = b"P", b"A", b"F", b"R"
 
 
-class UncachedFile:
-    """Appends to a file without filling the page cache, where the kernel can (Linux 6.14, RWF_DONTCACHE).
-
-    A capture would otherwise push the target's own files out of memory, and every new page costs the recorder
-    more than the copy into it.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._position = 0
-        self._flags = RWF_DONTCACHE
-
-    def write(self, data: bytes | memoryview) -> int:
-        try:
-            written = os.pwritev(self._fd, [data], self._position, self._flags)
-        except OSError as error:
-            if not self._flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            self._flags = 0
-            return self.write(data)
-        self._position += written
-        return written
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def cut(self, size: int) -> None:
-        """Forget everything behind `size`."""
-        os.ftruncate(self._fd, size)
-
-
 class _Carry:
     """What a later file must know of connections and processes that began in an earlier one."""
 
@@ -165,20 +135,29 @@ class _Carry:
 
 @dataclass(slots=True)
 class _Full:
-    buffer: bytearray
+    buffer: mmap.mmap
     used: int
     before: bytes
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Anonymous memory in large pages, where there are any: a tenth of the page faults' cost is left."""
+    memory = mmap.mmap(-1, size)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class _FrameWriter(threading.Thread):
     """Compresses and writes full buffers, and gives them back."""
 
-    def __init__(self, writer: SidecarWriter, free: queue.Queue[bytearray], grown: Callable[[int], None]) -> None:
+    def __init__(self, file: DirectFile, free: queue.Queue[mmap.mmap], grown: Callable[[int], None]) -> None:
         super().__init__(name="frames", daemon=True)
+        self._file = file
         self._free = free
         self.full: queue.Queue[_Full | None] = queue.Queue()
         self.error: OSError | None = None
-        self._writer = writer
+        self.writer = SidecarWriter(file)
         self._grown = grown
 
     def run(self) -> None:
@@ -186,9 +165,11 @@ class _FrameWriter(threading.Thread):
             if self.error is None:
                 try:
                     view = memoryview(one.buffer)[: one.used]
-                    self._writer.write(one.before + bytes(view) if one.before else view)
+                    hurry = self.full.qsize() >= HURRY
+                    self._file.hurry = hurry
+                    self.writer.write(one.before + bytes(view) if one.before else view, hurry=hurry)
                     view.release()
-                    self._grown(self._writer.size)
+                    self._grown(self.writer.size)
                 except OSError as error:
                     self.error = error
             self._free.put(one.buffer)
@@ -203,7 +184,7 @@ class Spooler:
     def __init__(
         self,
         ring: Ring,
-        file: UncachedFile,
+        file: DirectFile,
         session: Channel,
         view: Channel | None,
         *,
@@ -216,9 +197,10 @@ class Spooler:
         self._flush_s = flush_s
         self._carry = _Carry(ring) if rotating else None
         self._notices = NOTICES | (_Carry.NOTICES if rotating else 0)
-        self._buffers: queue.Queue[bytearray] = queue.Queue()
+        # The last one used is the next: it is in the CPU's cache still, and most are never touched.
+        self._buffers: queue.Queue[mmap.mmap] = queue.LifoQueue()
         for _ in range(BUFFERS):
-            self._buffers.put(bytearray(FRAME_SIZE + MAX_SAMPLE))
+            self._buffers.put(_memory(FRAME_SIZE + MAX_SAMPLE))
         self._buffer = self._buffers.get()
         self._used = 0
         self._since = time.monotonic()
@@ -227,13 +209,13 @@ class Spooler:
         self._next: tuple[int, int, bytes] | None = None
         self._begin(file, view, first)
 
-    def _begin(self, file: UncachedFile, view: Channel | None, first: bytes) -> None:
+    def _begin(self, file: DirectFile, view: Channel | None, first: bytes) -> None:
         self._part += 1
         self._file = file
         self._view = view
         self._before = [first]
-        self._writer = SidecarWriter(file)
-        self._frames = _FrameWriter(self._writer, self._buffers, self._grown)
+        self._frames = _FrameWriter(file, self._buffers, self._grown)
+        self._writer = self._frames.writer
         self._frames.start()
         self._hand_over()  # so that the file says who recorded, even when nothing ever comes
 
@@ -248,7 +230,7 @@ class Spooler:
             self._view.close()
         self._file.close()
         carried = self._carry.records() if self._carry else b""
-        self._begin(UncachedFile(file_fd), Channel(socket.socket(fileno=view_fd)), first + carried)
+        self._begin(DirectFile(file_fd), Channel(socket.socket(fileno=view_fd)), first + carried)
 
     def _grown(self, size: int) -> None:
         if self._view and not self._view.send(struct.pack("<Q", size)):
