@@ -255,6 +255,7 @@ STATUSES = {
     "UnsupportedVersionError": 4,
     "OutputError": 5,
     "CommandNotExecutableError": 126,
+    "InterruptedRecordingError": 130,
     "CommandNotFoundError": 127,
 }
 

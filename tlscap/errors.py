@@ -91,10 +91,12 @@ class CommandNotExecutableError(CaptureError):
 
 
 class InterruptedRecordingError(CaptureError):
-    """A signal came before anything was recorded."""
+    """Signal ``number`` came before anything was recorded."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__("interrupted before anything was recorded")
+    exit_status = 130
+
+    def __init__(self, message: str, *, number: int = 2, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.exit_status = 128 + number
 
 

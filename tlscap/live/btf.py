@@ -61,6 +61,8 @@ class _Types:
             raise ValueError(f"magic {magic:#x}, version {version}")
         if head + max(types_at + types_length, strings_at + strings_length) > len(source):
             raise ValueError("it is cut short")
+        if types_length % 4:
+            raise ValueError(f"{types_length} bytes are no whole number of words")
         self._strings = source[head + strings_at : head + strings_at + strings_length]
         self._words = memoryview(source)[head + types_at : head + types_at + types_length].cast("I")
         self._positions = [0]  # by type number, from 1; 0 is void

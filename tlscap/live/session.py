@@ -176,7 +176,7 @@ class Session:
                 stack.callback(loader.close)
                 self._attach(loader, probes)
                 for number in self._signals.take():
-                    raise InterruptedRecordingError(number)
+                    raise InterruptedRecordingError("interrupted before anything was recorded", number=number)
                 self._status.attached_s = _since_process_start()
                 session = self._fork_recorder(loader, part)
                 self._status.probed = [library.path for library in probes.attached.values()]
