@@ -7,6 +7,7 @@ Exit statuses (README, "Exit statuses"): 0 success, 1 error, 2 wrong usage, 3 th
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "record": "Record what programs say over TLS.",
     "inspect": "Show the HTTP exchanges of a capture.",
     "rebuild": "Write the pcapng of a sidecar again.",
+    "import": "Take over another program's capture, or a HAR file.",
 }
 
 
@@ -31,7 +33,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"tlscap.cli.{name}"), name)
+        module = name + "_" * keyword.iskeyword(name)
+        command = getattr(importlib.import_module(f"tlscap.cli.{module}"), module)
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -123,6 +123,8 @@ class Exchange:
     flow: Flow
     started_ns: int
     """When its first byte passed, of those that were seen."""
+    number: int = 1
+    """Which exchange of its connection it is, from 1, in the order in which they began."""
     url: str = ""
     """Empty when the request was not seen."""
     request: Message[RequestHead] | None = None
@@ -150,6 +152,19 @@ class Exchange:
     def duration_ns(self) -> int | None:
         """From the request's first byte to the response's last, or ``None`` when one was not seen."""
         return self.response.last_ns - self.request.first_ns if self.request and self.response else None
+
+    @property
+    def wait_ns(self) -> int | None:
+        """From the request's last byte to the response's first.  Negative when the answer did not wait for all of it."""
+        return self.response.first_ns - self.request.last_ns if self.request and self.response else None
+
+    @property
+    def handshake_ns(self) -> int | None:
+        """How long the TLS handshake took that this exchange had to wait for; ``None`` on a reused connection."""
+        flow = self.flow
+        if self.number > 1 or not flow.handshake_start_ns or not flow.handshake_end_ns:
+            return None
+        return flow.handshake_end_ns - flow.handshake_start_ns
 
     @property
     def complete(self) -> bool:
@@ -297,7 +312,8 @@ class ExchangeBuilder:
 
     def _begin(self, conversation: _Conversation, head: RequestHead | ResponseHead) -> Exchange:
         self.exchange_count += 1
-        exchange = Exchange(self.exchange_count, conversation.flow, head.started_ns)
+        conversation.exchange_count += 1
+        exchange = Exchange(self.exchange_count, conversation.flow, head.started_ns, conversation.exchange_count)
         conversation.open[head.exchange] = exchange
         conversation.spoke_http = True
         return exchange
@@ -310,6 +326,7 @@ class _Conversation:
         self.flow = flow
         self.requests_go = Direction.OUTBOUND
         self.open: dict[int, Exchange] = {}
+        self.exchange_count = 0
         self.spoke_http = False
         self.unparsed = 0
         self._over: set[tuple[int, Side]] = set()
