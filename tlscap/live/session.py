@@ -63,6 +63,10 @@ PROCESS_VALUE = struct.Struct("=QII")  # struct process: start_ns, incarnation, 
 LEDGERS_PER_MESSAGE = 1000
 TICK_S = 0.1
 COLLECT_S = 1.0
+CLOCK_S = 1.0
+"""How often the wall clock is compared with the probes'."""
+CLOCK_DRIFT_NS = 1_000_000
+"""How far they may part before the file says so."""
 """How often connections of ended processes are collected."""
 
 
@@ -149,6 +153,8 @@ class Session:
         self._exited: set[int] = set()
         self._collected = 0.0
         self._ticked = 0.0
+        self._clock_checked = time.monotonic()
+        self._clock_ahead = 0
         self._created: list[str] = []
         self._loader: Loader | None = None
         self._signals = Signals()
@@ -409,6 +415,8 @@ class Session:
     def _start_record(self, loader: Loader) -> dict[str, object]:
         system = os.uname()
         request = self._request
+        clock = _clock()
+        self._clock_ahead = clock["wall_ns"] - clock["monotonic_ns"]
         return {
             "tool": f"tlscap {tlscap.__version__}",
             "host": system.nodename,
@@ -417,7 +425,7 @@ class Session:
             "loader": loader.name,
             "framing": request.framing,
             "snaplen": request.snaplen,
-            **_clock(),
+            **clock,
         }
 
     # --- Recording ---
@@ -458,6 +466,8 @@ class Session:
             self._ticked = time.monotonic()
             status.counters = dict(loader.counters())
             self._display.progress(status)
+        if time.monotonic() - self._clock_checked >= CLOCK_S:
+            self._follow_clock(session)
         if self._exited and time.monotonic() - self._collected > COLLECT_S:
             self._collected = time.monotonic()
             self._collect(loader, session)
@@ -472,6 +482,15 @@ class Session:
         ):
             self._rotate(loader, session)
             self._drop_old_parts()
+
+    def _follow_clock(self, session: Channel) -> None:
+        """Someone may set the clock, or NTP may bend it, while recording goes on."""
+        self._clock_checked = time.monotonic()
+        clock = _clock()
+        ahead = clock["wall_ns"] - clock["monotonic_ns"]
+        if abs(ahead - self._clock_ahead) > CLOCK_DRIFT_NS:
+            self._clock_ahead = ahead
+            session.send(APPEND + decode.note(decode.RECORD_CLOCK, clock, time_ns=clock["monotonic_ns"]))
 
     def _target_ended(self, poller: select.poll, fd: int, pid: int, waiting: set[int]) -> Callable[[], None]:
         def ended() -> None:
