@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -378,3 +379,12 @@ def test_zstd_reads_it(nginx: Nginx, record: Recorder) -> None:
     recording = record(command=curl(nginx, "-o", "/dev/null", f"{nginx.url}/say/unpacked"))
     done = subprocess.run(["zstd", "-dc", recording.sidecar], capture_output=True, check=True)
     assert b"GET /say/unpacked HTTP/1.1\r\n" in done.stdout
+
+
+def test_verbose(nginx: Nginx, record: Recorder) -> None:
+    """Where the probes stand: function, address, instruction."""
+    recording = record("-v", command=["curl", "-s", "--cacert", nginx.certificates.ca, f"{nginx.url}/"])
+    assert re.search(r"^tlscap: /\S*libssl\.so\S*: openssl, build id [0-9a-f]{40}$", recording.stderr, re.MULTILINE)
+    assert re.search(
+        r"^tlscap:   SSL_do_handshake +0x[0-9a-f]+  SSL_do_handshake\S* \w+, ", recording.stderr, re.MULTILINE
+    )

@@ -6,13 +6,14 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import click
 
 from tlscap.cli.units import Duration, Size, count_text, size_text, time_text
 from tlscap.errors import LoadError, OutputError, UsageError
 from tlscap.live import targets
-from tlscap.live.loader import Counter
+from tlscap.live.loader import Counter, ResolvedLibrary
 from tlscap.live.privileges import acting_as
 from tlscap.live.session import DEFAULT_RING, Request, Session, Status
 
@@ -23,16 +24,36 @@ SIDECAR_SUFFIX = ".tlscap.zst"
 class _Terminal:
     """The live line.  It is only drawn on a terminal, and at most a few times a second."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, verbose: bool) -> None:
         self._quiet = quiet
+        self._verbose = verbose
         self._live = sys.stderr.isatty() and not quiet
         self._drawn = 0.0
         self._shown = False
 
     def started(self, status: Status) -> None:
         if not self._quiet:
-            names = ", ".join(dict.fromkeys(status.probed)) or "no library yet: they are probed as they are mapped"
+            names = (
+                ", ".join(dict.fromkeys(library.path for library in status.probed))
+                or "no library yet: they are probed as they are mapped"
+            )
             self._say(f"recording ({status.loader}, {status.attached_s:.2f} s to attach): {names}")
+        self._show_sites(status.probed)
+
+    def probed(self, libraries: Sequence[ResolvedLibrary]) -> None:
+        """Files that turned up while recording."""
+        if self._verbose:
+            for library in libraries:
+                self._say(f"now probed, too: {library.path}")
+        self._show_sites(libraries)
+
+    def _show_sites(self, libraries: Sequence[ResolvedLibrary]) -> None:
+        for library in libraries if self._verbose else ():
+            self._say(f"{library.path}: {library.flavor}, build id {library.build_id or 'unknown'}")
+            for point in library.points:
+                self._say(f"  {point.function:32} {point.vaddr:#10x}  {point.site}".rstrip())
+            for note in library.notes:
+                self._say(f"  {note}")
 
     def progress(self, status: Status) -> None:
         now = time.monotonic()
@@ -187,6 +208,7 @@ def _ring_size(wanted: int) -> int:
               help="Buffer between kernel and recorder; rounded up to a power of two.")  # fmt: skip
 @click.option("--loader", type=click.Choice(["auto", "libbpf", "bcc"]), default="auto", show_default=True,
               help="Who puts the probes into the kernel.")  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="Say which instruction each probe stands on, and what it costs.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -215,6 +237,7 @@ def record(
     keep: int | None,
     ring_size: int,
     loader: str,
+    verbose: bool,
     quiet: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -229,6 +252,8 @@ def record(
       tlscap record -p $(pidof -s nginx) --duration 10s -o nginx
       tlscap record --comm python3 -w - | wireshark -k -i -
     """
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose contradict each other")
     if command and (pids or comms or uids or cgroups or containers or everything):
         raise UsageError("give a command or processes to record, not both")
     if not (command or pids or comms or uids or cgroups or containers or everything):
@@ -268,7 +293,7 @@ def record(
         keep=keep or 0,
         force=force,
     )
-    terminal = _Terminal(quiet=quiet)
+    terminal = _Terminal(quiet=quiet, verbose=verbose)
     try:
         status = Session(request, terminal).run()
     except LoadError as error:

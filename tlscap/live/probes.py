@@ -106,15 +106,15 @@ class Probes:
         except CaptureError as error:
             self.notes.append(f"{error}: libraries loaded later may be seen late")
 
-    def look_at(self, pid: int) -> list[str]:
-        """Probe what a process runs and maps, as far as it is new.  Returns the paths."""
-        found = []
+    def look_at(self, pid: int) -> list[ResolvedLibrary]:
+        """Probe what a process runs and maps, as far as it is new.  Returns what is."""
+        before = len(self.attached)
         for file in targets.mapped_files(pid):
             if is_linker(file.name):
                 self.watch_linker(file.path)
-            elif self.attach(file.path):
-                found.append(file.path)
-        return found
+            else:
+                self.attach(file.path)
+        return list(self.attached.values())[before:]
 
     def attach_by_hand(self, spec: str) -> None:
         """``FUNCTION:PATH[+OFFSET]``; OFFSET is the address as nm prints it.  Raises `CaptureError`."""

@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ from tlscap.errors import (
 from tlscap.live import targets
 from tlscap.live._ring import Ring
 from tlscap.live.children import Gate, Signals, fork_child, nice, reap
-from tlscap.live.loader import Counter, Filter, Loader, Settings, open_loader
+from tlscap.live.loader import Counter, Filter, Loader, ResolvedLibrary, Settings, open_loader
 from tlscap.live.output import DirectFile
 from tlscap.live.privileges import acting_as, drop
 from tlscap.live.probes import Probes, own_linker
@@ -116,7 +116,7 @@ class Status:
     counted: list[int] = field(default_factory=lambda: [0, 0])
     stored: list[int] = field(default_factory=lambda: [0, 0])
     gaps: int = 0
-    probed: list[str] = field(default_factory=list)
+    probed: list[ResolvedLibrary] = field(default_factory=list)
     loader: str = ""
     attached_s: float = 0
     """Seconds from the start of the process to the last probe in place."""
@@ -132,6 +132,7 @@ class Display(Protocol):
     """Who is told how it goes.  The command line draws; tests collect."""
 
     def started(self, status: Status) -> None: ...
+    def probed(self, libraries: Sequence[ResolvedLibrary]) -> None: ...
     def progress(self, status: Status) -> None: ...
 
 
@@ -185,7 +186,7 @@ class Session:
                     raise InterruptedRecordingError("interrupted before anything was recorded", number=number)
                 self._status.attached_s = _since_process_start()
                 session = self._fork_recorder(loader, part)
-                self._status.probed = [library.path for library in probes.attached.values()]
+                self._status.probed = list(probes.attached.values())
                 self._status.notes = probes.notes
                 if gate:
                     gate.open()
@@ -540,7 +541,9 @@ class Session:
                 session.send(PREPEND + decode.note(decode.RECORD_PROCESS, details, pid=pid))
             case {"mapped": int(pid)} if self._watches and not self._stop_reason:
                 try:
-                    self._status.probed += probes.look_at(pid)
+                    if found := probes.look_at(pid):
+                        self._status.probed += found
+                        self._display.probed(found)
                 except (CaptureError, OSError) as error:
                     self._status.notes.append(str(error))
             case {"exited": int(pid)}:
