@@ -277,9 +277,13 @@ def test_upgrade() -> None:
         wire.out(b"\x81\x00"),
         wire.gap(IN, 10),
     ]
-    (exchange,) = [exchange for item in items for exchange in builder.feed(item)]
+    assert [exchange for item in items for exchange in builder.feed(item)] == []  # not over before its tunnel
+    (exchange,) = builder.feed(wire.closed())
     assert (exchange.upgraded_to, exchange.complete) == ("websocket", True)
-    assert [(other.protocol, other.lengths) for other in builder.others()] == [("websocket", [13, 2])]
+    assert exchange.tunnel == {Side.REQUEST: 2, Side.RESPONSE: 13}
+    assert exchange.message_counts == {Side.REQUEST: 1, Side.RESPONSE: 1}
+    assert exchange.problems == ["websocket: bytes missing (ring-full)"]
+    assert builder.others() == []
 
 
 def test_encodings() -> None:
@@ -324,7 +328,7 @@ def test_nothing_is_kept() -> None:
         for item in (wire.out(GET * 3), wire.into(OK * 3)):
             builder.feed(item)
         (conversation,) = builder._conversations.values()
-        assert (conversation.open, conversation._over, conversation._undecided) == ({}, set(), [])
+        assert (conversation.open, conversation._over, conversation._chooser.held) == ({}, set(), [])
         builder.feed(wire.closed())
         assert not builder._conversations
     assert builder.exchange_count == 147

@@ -26,6 +26,9 @@ RATIO_LIMIT: Final = 250
 RATIO_FLOOR: Final = 64 << 20
 """Output that is always allowed, whatever the ratio: a hundred kilobytes of zeros are no attack."""
 
+LAYER_LIMIT: Final = 16
+"""Codings that are undone one after the other.  Two occur; each costs a generator for every piece."""
+
 _INPUT_SLICE: Final = 1 << 16  # zlib copies its unconsumed input with every piece of output
 _WINDOW_LIMIT: Final = 1 << 27  # what zstd itself accepts without --long; RFC 9659 allows senders 8 MiB
 _GZIP_MAGIC: Final = 0x1F
@@ -59,6 +62,8 @@ class ContentDecoder:
         self, encodings: str, *, ratio_limit: int | None = RATIO_LIMIT, output_limit: int | None = None
     ) -> None:
         self.encodings = tuple(name for part in encodings.split(",") if (name := part.strip().lower()))
+        if len(self.encodings) > LAYER_LIMIT:
+            raise ContentError(f"{len(self.encodings)} content codings, one upon the other")
         self._layers = [_coding(name) for name in reversed(self.encodings) if name not in _IDENTITY]
         self._ratio_limit = ratio_limit
         self._output_limit = output_limit

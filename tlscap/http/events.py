@@ -168,6 +168,13 @@ class TunnelGap(Event):
     reason: GapReason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelEnd(Event):
+    """One side of what `Upgraded` began is over; ``why`` is empty when it was closed in an orderly way."""
+
+    why: str = ""
+
+
 AnyEvent = (
     RequestHead
     | ResponseHead
@@ -180,4 +187,5 @@ AnyEvent = (
     | Upgraded
     | TunnelData
     | TunnelGap
+    | TunnelEnd
 )

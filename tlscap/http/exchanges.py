@@ -6,17 +6,18 @@ in which they end.  It keeps what is still open and nothing else: bodies pass by
 Ids count from 1 in the order in which request heads became complete (response heads, where no request was seen).
 They depend on nothing but the items, so a second pass over the same file finds the same exchange by its id.
 
-Each flow speaks one protocol, chosen when its first bytes come: by ALPN, else by those bytes.  `OBSERVERS` maps
-protocols to what understands them; a connection without an observer, or on which nothing was
-understood, is counted as an `OtherStream`.
+Each flow speaks one protocol, chosen when its first bytes come (`tlscap.http.protocols`).  A connection that nothing
+understands is counted as an `OtherStream`.  What leaves HTTP on the way (WebSocket, a tunnel) stays with the exchange that
+asked for it, which is over when its tunnel is; an upgrade to HTTP/2 goes on as HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar, assert_never
 
+from tlscap.http.decoding import MessageReader, content_codings
 from tlscap.http.events import (
     BLANK_LINE,
     AnyEvent,
@@ -30,11 +31,14 @@ from tlscap.http.events import (
     Side,
     Trailers,
     TunnelData,
+    TunnelEnd,
     TunnelGap,
     Unparsed,
     Upgraded,
 )
-from tlscap.http.http1 import Http1Connection, clear_start
+from tlscap.http.http2 import Http2Connection
+from tlscap.http.messages import AppMessage, MessageDecoder, field_values, tunnel_decoders
+from tlscap.http.protocols import Observer, ProtocolChooser, server_of
 from tlscap.model import (
     Data,
     Direction,
@@ -43,10 +47,8 @@ from tlscap.model import (
     FlowOpened,
     FlowUpdated,
     Gap,
-    GapReason,
     HalfClosed,
     Item,
-    Role,
 )
 
 HeadT = TypeVar("HeadT", RequestHead, ResponseHead)
@@ -54,34 +56,10 @@ HeadT = TypeVar("HeadT", RequestHead, ResponseHead)
 DROPPED: Final = "connection dropped without close_notify"
 """What ended a message when the library freed the connection before the peer said that it was done."""
 
-_H2_PREFACE: Final = b"PRI * HTTP/2"  # RFC 9113, 3.4: enough of it to be sure
-_H2_SETTINGS: Final = (
-    b"\x04\x00\x00\x00\x00\x00"  # type, flags and stream of the server's first frame, after its length
-)
-_UNDECIDED_LIMIT: Final = 1 << 13  # bytes of a flow that wait for its role and protocol to become clear
+_COUNTED_ONLY: Final = 1 << 10
+"""Bytes kept of a tunnel's message when nobody asked for messages: enough to count them."""
 
-
-class Observer(Protocol):
-    """What understands a protocol.  See `tlscap.http.events` for what it says."""
-
-    def feed(self, side: Side, data: bytes, time_ns: int) -> list[AnyEvent]:
-        """Take the next bytes of one side."""
-        ...
-
-    def gap(self, side: Side, length: int, reason: GapReason, time_ns: int) -> list[AnyEvent]:
-        """Take the news that the next bytes of one side are missing."""
-        ...
-
-    def finish(self, side: Side, time_ns: int, *, why: str = "") -> list[AnyEvent]:
-        """Take the end of one side; ``why`` is empty for an orderly one."""
-        ...
-
-
-OBSERVERS: Final[dict[str, Callable[[], Observer]]] = {
-    "http/0.9": Http1Connection,  # the names that IANA registered for ALPN
-    "http/1.0": Http1Connection,
-    "http/1.1": Http1Connection,
-}
+_COUNTED_KINDS: Final = frozenset({"text", "binary", "continuation"})
 
 
 @dataclass(slots=True)
@@ -105,14 +83,12 @@ class Message(Generic[HeadT]):
 
     def values(self, name: bytes) -> list[bytes]:
         """Return every value of a field; ``name`` in lower case."""
-        return [value for key, value in self.head.headers if key.lower().rstrip() == name]
+        return field_values(self.head.headers, name)
 
     @property
     def encodings(self) -> str:
         """What was done to the content, in order: content codings, then transfer codings other than chunked."""
-        values = self.values(b"content-encoding") + self.values(b"transfer-encoding")
-        names = (name.strip().lower() for name in b",".join(values).decode("latin-1").split(","))
-        return ", ".join(name for name in names if name not in ("", "chunked", "identity"))
+        return content_codings(self.head.headers)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +108,11 @@ class Exchange:
     interim: list[int] = field(default_factory=list)
     """The 1xx statuses that came before the response."""
     upgraded_to: str = ""
-    """What the connection speaks after this exchange, when that is not HTTP."""
+    """What the connection, or this stream of it, speaks after this exchange, when that is not HTTP/1."""
+    tunnel: dict[Side, int] = field(default_factory=dict)
+    """Bytes that passed then, by whose they were; empty when nothing was upgraded."""
+    message_counts: dict[Side, int] = field(default_factory=dict)
+    """WebSocket messages that passed then."""
     problems: list[str] = field(default_factory=list)
     """What is odd or missing, in words for people."""
 
@@ -174,11 +154,11 @@ class Exchange:
 
 @dataclass(slots=True)
 class OtherStream:
-    """A connection, or the rest of one after an upgrade, whose bytes no observer reads."""
+    """A connection whose bytes no observer reads."""
 
     flow: Flow
     protocol: str
-    """What ALPN, the first bytes or the upgrade said, or ``unknown``."""
+    """What ALPN or the first bytes said, or ``unknown``."""
     lengths: list[int] = field(default_factory=lambda: [0, 0])
     """Bytes, stored or missing, by `Direction`."""
 
@@ -191,11 +171,20 @@ class BodySink(Protocol):
         ...
 
 
+class MessageSink(Protocol):
+    """Gets every message within bodies and tunnels (`tlscap.http.messages`) as it ends."""
+
+    def on_message(self, exchange: Exchange, message: AppMessage) -> None:
+        """Take one message."""
+        ...
+
+
 class ExchangeBuilder:
     """Makes exchanges from the items of one capture."""
 
-    def __init__(self, body_sink: BodySink | None = None) -> None:
+    def __init__(self, body_sink: BodySink | None = None, message_sink: MessageSink | None = None) -> None:
         self._body_sink = body_sink
+        self._message_sink = message_sink
         self._conversations: dict[int, _Conversation] = {}
         self._others: list[OtherStream] = []
         self.exchange_count = 0
@@ -238,8 +227,8 @@ class ExchangeBuilder:
         return sorted(exchanges, key=lambda exchange: exchange.id)
 
     def others(self) -> list[OtherStream]:
-        """Return the connections that speak, or came to speak, something that is not decoded."""
-        still_open = [other for conversation in self._conversations.values() for other in conversation.others()]
+        """Return the connections that speak something that is not decoded."""
+        still_open = [other for talk in self._conversations.values() if (other := talk.other())]
         return sorted(self._others + still_open, key=lambda other: other.flow.id)
 
     def _close(self, conversation: _Conversation, time_ns: int, why: str) -> list[Exchange]:
@@ -249,27 +238,31 @@ class ExchangeBuilder:
                 exchange.problems.append("no response")
             done.append(exchange)
         conversation.open.clear()
-        self._others += conversation.others()
+        if other := conversation.other():
+            self._others.append(other)
         self._unparsed += conversation.unparsed if conversation.spoke_http else 0
         return done
 
     def _apply(self, conversation: _Conversation, events: Iterator[AnyEvent]) -> list[Exchange]:
+        """Fold events into exchanges; return those that are over, in the order in which they ended."""
         done: dict[int, Exchange] = {}
         for event in events:
             exchange = conversation.open.get(event.exchange)
             match event:
                 case BodyData():
                     if exchange:
-                        message = _message(exchange, event.side)
-                        message.body_size += len(event.data)
-                        message.last_ns = event.time_ns
-                        if self._body_sink:
-                            self._body_sink.on_body(exchange, event.side, event.data)
+                        self._on_body(conversation, exchange, event, event.data)
+                case MessageEnd():
+                    if exchange:
+                        self._on_message_end(conversation, exchange, event)
+                        if conversation.message_over(exchange, event):
+                            done[event.exchange] = conversation.open.pop(event.exchange)
                 case RequestHead():
                     exchange = self._begin(conversation, event)
                     exchange.request = Message(event, event.started_ns, event.time_ns)
                     exchange.url = request_url(conversation.flow, conversation.requests_go, event)
                     exchange.problems += [f"request: {note}" for note in event.notes]
+                    self._look_for_messages(conversation, event)
                 case ResponseHead():
                     exchange = exchange or self._begin(conversation, event)
                     if event.interim:
@@ -279,28 +272,22 @@ class ExchangeBuilder:
                     if not exchange.request:
                         exchange.problems.append("request not seen")
                     exchange.problems += [f"response: {note}" for note in event.notes]
+                    self._look_for_messages(conversation, event)
                 case BodyGap():
                     if exchange:
-                        message = _message(exchange, event.side)
-                        message.gap_bytes += event.length
-                        message.last_ns = event.time_ns
-                        _add_problem(exchange, f"{event.side.value}: bytes missing ({event.reason.value})")
-                        if self._body_sink:
-                            self._body_sink.on_body(exchange, event.side, event)
+                        self._on_body(conversation, exchange, event, event)
                 case Trailers():
-                    if exchange:
-                        _message(exchange, event.side).trailers = event.headers
-                case MessageEnd():
-                    if exchange and conversation.message_over(exchange, event):
-                        done[event.exchange] = conversation.open.pop(event.exchange)
+                    if exchange and (message := exchange.message(event.side)):
+                        message.trailers = event.headers
                 case Upgraded():
-                    if exchange := exchange or done.get(event.exchange):
-                        exchange.upgraded_to = event.protocol
-                    conversation.upgraded(event.protocol)
-                case TunnelData():
-                    conversation.tunnelled(event.side, len(event.data))
-                case TunnelGap():
-                    conversation.tunnelled(event.side, event.length)
+                    if exchange := exchange or done.pop(event.exchange, None):
+                        self._on_upgrade(conversation, exchange, event)
+                case TunnelData() | TunnelGap():
+                    if exchange:
+                        self._on_tunnel(conversation, exchange, event)
+                case TunnelEnd():
+                    if exchange and self._on_tunnel_end(conversation, exchange, event):
+                        done[event.exchange] = conversation.open.pop(event.exchange)
                 case ControlFrame():
                     pass
                 case Unparsed():
@@ -318,50 +305,146 @@ class ExchangeBuilder:
         conversation.spoke_http = True
         return exchange
 
+    # --- Bodies ---
+
+    def _on_body(
+        self, conversation: _Conversation, exchange: Exchange, event: BodyData | BodyGap, piece: bytes | BodyGap
+    ) -> None:
+        message = exchange.message(event.side)
+        if message is None:  # a body without a head: an observer's mistake, not worth the capture
+            return
+        message.last_ns = event.time_ns
+        if isinstance(event, BodyData):
+            message.body_size += len(event.data)
+        else:
+            message.gap_bytes += event.length
+            _add_problem(exchange, f"{event.side.value}: bytes missing ({event.reason.value})")
+        if self._body_sink:
+            self._body_sink.on_body(exchange, event.side, piece)
+        if reader := conversation.readers.get((event.exchange, event.side)):
+            if isinstance(event, BodyData):
+                messages = reader.feed(event.data, event.time_ns)
+            else:
+                messages = reader.gap(event.length, event.time_ns)
+            self._tell(exchange, messages)
+
+    def _look_for_messages(self, conversation: _Conversation, head: RequestHead | ResponseHead) -> None:
+        if self._message_sink and (reader := MessageReader.of(head.side, head.headers)):
+            conversation.readers[head.exchange, head.side] = reader
+
+    def _on_message_end(self, conversation: _Conversation, exchange: Exchange, event: MessageEnd) -> None:
+        if conversation.readers and (reader := conversation.readers.pop((event.exchange, event.side), None)):
+            self._tell(exchange, reader.finish(event.time_ns, why="" if event.complete else event.why))
+
+    def _tell(self, exchange: Exchange, messages: list[AppMessage]) -> None:
+        if self._message_sink:
+            for message in messages:
+                self._message_sink.on_message(exchange, message)
+
+    # --- After HTTP ---
+
+    def _on_upgrade(self, conversation: _Conversation, exchange: Exchange, event: Upgraded) -> None:
+        conversation.open[event.exchange] = exchange
+        exchange.upgraded_to = event.protocol
+        request, response = exchange.request, exchange.response
+        if event.protocol == "h2c" and request:
+            if response:  # 101: the answer itself comes in HTTP/2
+                exchange.interim.append(response.head.status)
+                exchange.response = None
+                conversation.go_on_as_http2(event.exchange, request.head.method)
+            return
+        if event.exchange not in conversation.tunnels:
+            exchange.tunnel = dict.fromkeys(Side, 0)
+            limit = {} if self._message_sink else {"limit": _COUNTED_ONLY}
+            decoders = tunnel_decoders(
+                event.protocol, request.headers if request else (), response.headers if response else (), **limit
+            )
+            if decoders:
+                exchange.message_counts = dict.fromkeys(Side, 0)
+            conversation.tunnels[event.exchange] = dict(zip(Side, decoders or (None, None), strict=True))
+
+    def _on_tunnel(self, conversation: _Conversation, exchange: Exchange, event: TunnelData | TunnelGap) -> None:
+        length = len(event.data) if isinstance(event, TunnelData) else event.length
+        exchange.tunnel[event.side] = exchange.tunnel.get(event.side, 0) + length
+        if isinstance(event, TunnelGap):
+            _add_problem(exchange, f"{exchange.upgraded_to}: bytes missing ({event.reason.value})")
+        decoder = conversation.tunnels.get(event.exchange, {}).get(event.side)
+        if decoder is None:
+            return
+        if isinstance(event, TunnelData):
+            messages = decoder.feed(event.data, event.time_ns)
+        else:
+            messages = decoder.gap(event.length, event.time_ns)
+        self._count_messages(exchange, event.side, messages)
+
+    def _on_tunnel_end(self, conversation: _Conversation, exchange: Exchange, event: TunnelEnd) -> bool:
+        """Return whether it was the tunnel's second end."""
+        sides = conversation.tunnels.get(event.exchange, {})
+        decoder = sides.pop(event.side, None)
+        if decoder:
+            self._count_messages(exchange, event.side, decoder.finish(event.time_ns, why=event.why))
+        if sides:
+            return False
+        conversation.tunnels.pop(event.exchange, None)
+        return True
+
+    def _count_messages(self, exchange: Exchange, side: Side, messages: list[AppMessage]) -> None:
+        exchange.message_counts[side] += sum(message.kind in _COUNTED_KINDS for message in messages)
+        self._tell(exchange, messages)
+
 
 class _Conversation:
     """One flow: its protocol, and the exchanges that are open."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        self.requests_go = Direction.OUTBOUND
         self.open: dict[int, Exchange] = {}
         self.exchange_count = 0
         self.spoke_http = False
         self.unparsed = 0
+        self.readers: dict[tuple[int, Side], MessageReader] = {}
+        self.tunnels: dict[int, dict[Side, MessageDecoder | None]] = {}
+        """By exchange, what decodes the sides that are not over."""
         self._over: set[tuple[int, Side]] = set()
-        self._protocol = ""  # empty: not decided
+        self._chooser = ProtocolChooser(flow)
         self._observer: Observer | None = None
-        self._undecided: list[Data | Gap] = []
+        self._http2: Http2Connection | None = None
         self._closed: set[Direction] = set()
         self._lengths = [0, 0]
-        self._tunnel: OtherStream | None = None
+
+    @property
+    def requests_go(self) -> Direction:
+        return self._chooser.requests_go
 
     def take(self, item: Data | Gap) -> Iterator[AnyEvent]:
         """Yield what the next bytes mean."""
         self._lengths[item.direction] += len(item.data) if isinstance(item, Data) else item.length
         if self._observer:
             yield from self._observe(self._observer, item)
-        elif not self._protocol:
-            self._undecided.append(item)
-            observer = self._decide()
-            if observer:
-                for undecided in self._undecided:
-                    yield from self._observe(observer, undecided)
-                self._undecided.clear()
+        elif not self._chooser.protocol:
+            self._observer = self._chooser.take(item)
+            if self._observer:
+                for held in self._chooser.held:
+                    yield from self._observe(self._observer, held)
+                self._chooser.held.clear()
 
     def half_close(self, item: HalfClosed) -> Iterator[AnyEvent]:
         """Yield what the orderly end of one direction means."""
         if self._observer:
             self._closed.add(item.direction)
-            yield from self._observer.finish(self._side(item.direction), item.time_ns)
+            yield from self._finish(self._observer, self._side(item.direction), item.time_ns, "")
 
     def close(self, time_ns: int, why: str) -> Iterator[AnyEvent]:
         """Yield what the end of the rest means.  What was written is whole even if no close_notify was."""
         for direction in (self.requests_go, self.requests_go.opposite):
             if self._observer and direction not in self._closed:
                 whole = direction is Direction.OUTBOUND and why == DROPPED
-                yield from self._observer.finish(self._side(direction), time_ns, why="" if whole else why)
+                yield from self._finish(self._observer, self._side(direction), time_ns, "" if whole else why)
+
+    def go_on_as_http2(self, exchange: int, method: bytes) -> None:
+        """What the tunnel carries is HTTP/2, beginning with the answer to this exchange (RFC 7540, 3.2)."""
+        self._over.add((exchange, Side.REQUEST))
+        self._http2 = Http2Connection(upgraded_exchange=exchange, upgraded_method=method)
 
     def message_over(self, exchange: Exchange, end: MessageEnd) -> bool:
         """Note the end of a message; return whether it was also the end of the exchange."""
@@ -379,101 +462,57 @@ class _Conversation:
         self._over.discard((end.exchange, end.side.opposite))
         return True
 
-    def upgraded(self, protocol: str) -> None:
-        """Note that what follows is not HTTP."""
-        self._tunnel = self._tunnel or OtherStream(self.flow, protocol)
-
-    def tunnelled(self, side: Side, length: int) -> None:
-        """Count bytes after an upgrade."""
-        if self._tunnel:
-            direction = self.requests_go if side is Side.REQUEST else self.requests_go.opposite
-            self._tunnel.lengths[direction] += length
-
-    def others(self) -> list[OtherStream]:
-        """Return what of this flow was not decoded."""
-        if self._tunnel:
-            return [self._tunnel]
+    def other(self) -> OtherStream | None:
+        """Return the flow when nothing of it was understood."""
         if self.spoke_http or not any(self._lengths):
-            return []
-        return [OtherStream(self.flow, "unknown" if self._observer else self._protocol or "unknown", self._lengths)]
+            return None
+        # HTTP/1.1 is also what is tried when nothing is known.
+        name = self._chooser.guess() or self._chooser.protocol.replace("http/1.1", "")
+        return OtherStream(self.flow, name or "unknown", self._lengths)
 
     def _side(self, direction: Direction) -> Side:
         return Side.REQUEST if direction is self.requests_go else Side.RESPONSE
 
-    def _observe(self, observer: Observer, item: Data | Gap) -> list[AnyEvent]:
+    def _observe(self, observer: Observer, item: Data | Gap) -> Iterator[AnyEvent]:
         side = self._side(item.direction)
         if isinstance(item, Data):
-            return observer.feed(side, item.data, item.time_ns)
-        return observer.gap(side, item.length, item.reason, item.time_ns)
-
-    # --- Which protocol, and who asks whom? ---
-
-    def _decide(self) -> Observer | None:
-        """Choose protocol and direction, if what is known suffices; return the observer, if there is one now."""
-        flow = self.flow
-        known = flow.role is not Role.UNKNOWN
-        if known:
-            self.requests_go = Direction.OUTBOUND if flow.role is Role.CLIENT else Direction.INBOUND
-        if flow.alpn and (known or flow.alpn not in OBSERVERS):
-            return self._settle(flow.alpn)
-        begins = self._begins()
-        verdicts = {direction: _is_h2(begin) for direction, begin in begins.items()}
-        for direction, is_h2 in verdicts.items():
-            if is_h2:
-                if not known:
-                    asks = begins[direction].startswith(_H2_PREFACE)
-                    self.requests_go = direction if asks else direction.opposite
-                return self._settle("h2")
-        if not known:
-            return self._decide_by_start_lines(begins)
-        return None if set(verdicts.values()) == {None} else self._settle("http/1.1")
-
-    def _decide_by_start_lines(self, begins: dict[Direction, bytes]) -> Observer | None:
-        """Find out who asks; forget the bytes that can't become a start line."""
-        hopeful = False
-        for direction, begin in begins.items():
-            for side in Side:
-                clear = clear_start(begin, side)
-                if clear:
-                    self.requests_go = direction if side is Side.REQUEST else direction.opposite
-                    return self._settle(self.flow.alpn or "http/1.1")
-                hopeful |= clear is None
-            hopeful |= not self.flow.alpn and _is_h2(begin) is None
-        if not hopeful or sum(len(begin) for begin in begins.values()) > _UNDECIDED_LIMIT:
-            self._undecided.clear()
-        return None
-
-    def _settle(self, protocol: str) -> Observer | None:
-        self._protocol = protocol
-        make = OBSERVERS.get(protocol)
-        if make:
-            self._observer = make()
+            events = observer.feed(side, item.data, item.time_ns)
         else:
-            self._undecided.clear()
-        return self._observer
+            events = observer.gap(side, item.length, item.reason, item.time_ns)
+        return self._through(events)
 
-    def _begins(self) -> dict[Direction, bytes]:
-        """Return the first bytes of each direction that waits for a decision."""
-        begins: dict[Direction, bytes] = {}
-        broken: set[Direction] = set()
-        for item in self._undecided:
-            if isinstance(item, Gap):
-                broken.add(item.direction)
-            elif item.direction not in broken:
-                begins[item.direction] = begins.get(item.direction, b"") + item.data
-        return begins
+    def _finish(self, observer: Observer, side: Side, time_ns: int, why: str) -> Iterator[AnyEvent]:
+        yield from self._through(observer.finish(side, time_ns, why=why))
+        if self._http2:
+            yield from self._http2.finish(side, time_ns, why=why)
+
+    def _through(self, events: list[AnyEvent]) -> Iterator[AnyEvent]:
+        """Yield events, those of an HTTP/2 connection in place of the tunnel that carries it."""
+        for event in events:
+            http2 = self._http2
+            if http2 is None:
+                yield event
+            elif isinstance(event, TunnelData):
+                yield from http2.feed(event.side, event.data, event.time_ns)
+            elif isinstance(event, TunnelGap):
+                yield from http2.gap(event.side, event.length, event.reason, event.time_ns)
+            elif not isinstance(event, TunnelEnd | Upgraded):
+                yield event
 
 
 def request_url(flow: Flow, requests_go: Direction, head: RequestHead) -> str:
     """Return the URL that a request asks for (RFC 9112, 3.3); for CONNECT the ``host:port`` it names.
 
-    The authority is the target's own, else the Host field's, else the name in the TLS handshake, else the address.
+    The authority is the target's own, else HTTP/2's, else the Host field's, else the name in the TLS handshake, else the address.
     """
     target = head.target.decode("latin-1")
-    if head.method == b"CONNECT" or "://" in target.partition("?")[0]:
+    authority = head.authority.decode("latin-1")
+    if head.method == b"CONNECT" and not head.protocol:
+        return target or authority
+    if "://" in target.partition("?")[0]:
         return target
-    server = flow.remote if requests_go is Direction.OUTBOUND else flow.local
-    host = next((value for name, value in head.headers if name.lower() == b"host"), b"").decode("latin-1")
+    server = server_of(flow, requests_go)
+    host = authority or next((value for name, value in head.headers if name.lower() == b"host"), b"").decode("latin-1")
     if not host:
         host = flow.sni or (f"[{server.address}]" if server and ":" in server.address else "")
         host = host or (server.address if server else "unknown")
@@ -483,24 +522,7 @@ def request_url(flow: Flow, requests_go: Direction, head: RequestHead) -> str:
         target = ""
     elif not target.startswith("/"):
         target = "/" + target
-    return f"https://{host}{target}"
-
-
-def _is_h2(begin: bytes) -> bool | None:
-    """Tell whether a direction's first bytes are HTTP/2, the client's or the server's; ``None``: they may become it."""
-    if begin.startswith(_H2_PREFACE):
-        return True
-    if _H2_PREFACE.startswith(begin):
-        return None
-    if begin[0] != 0:  # the length of a first SETTINGS frame: far below 64 KiB
-        return False
-    return begin[3:9] == _H2_SETTINGS if len(begin) >= 9 else None
-
-
-def _message(exchange: Exchange, side: Side) -> Message[RequestHead] | Message[ResponseHead]:
-    message = exchange.message(side)
-    assert message, "a body has a head"  # noqa: S101
-    return message
+    return f"{head.scheme.decode('latin-1') or 'https'}://{host}{target}"
 
 
 def _add_problem(exchange: Exchange, problem: str) -> None:

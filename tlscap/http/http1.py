@@ -41,6 +41,7 @@ from tlscap.http.events import (
     Side,
     Trailers,
     TunnelData,
+    TunnelEnd,
     TunnelGap,
     Unparsed,
     Upgraded,
@@ -201,6 +202,7 @@ class _Reader:
         self._framing_length = 0
         self._has_gap = False
         self._tunnel_exchange = 0
+        self._tunnel_over = False
 
     # --- Inputs ---
 
@@ -257,6 +259,9 @@ class _Reader:
     def finish(self, time_ns: int, why: str) -> None:
         if self._state == self._endless_body:
             self._end_message(complete=not why and not self._has_gap, why=why or "connection closed")
+        elif self._state == self._tunnel and not self._tunnel_over:
+            self._tunnel_over = True
+            self._emit(TunnelEnd(exchange=self._tunnel_exchange, side=self._side, time_ns=self._time_ns, why=why))
         self._lose_step(why or "connection closed")
 
     # --- Held bytes ---
@@ -373,7 +378,7 @@ class _Reader:
             return self._give_up(data, pos, "head too long")
         if reached == _HOLD:
             return self._hold(_BLANK_LINE)
-        headers, notes = _parse_headers(data[pos:reached])
+        headers, notes = parse_headers(data[pos:reached])
         line = self._line
         self._line = b""
         self._head(line, headers, notes, length)
@@ -511,7 +516,7 @@ class _Reader:
         if reached == _HOLD:
             return self._hold(_BLANK_LINE)
         self._framing_length += length
-        headers, _ = _parse_headers(data[pos:reached])
+        headers, _ = parse_headers(data[pos:reached])
         if headers:
             self._emit(Trailers(exchange=self._exchange, side=self._side, time_ns=self._time_ns, headers=headers))
         self._end_body("last chunk")
@@ -791,7 +796,7 @@ def _fields_that_matter(headers: tuple[Header, ...]) -> dict[bytes, list[bytes]]
     return fields
 
 
-def _parse_headers(block: bytes) -> tuple[tuple[Header, ...], list[str]]:
+def parse_headers(block: bytes) -> tuple[tuple[Header, ...], list[str]]:
     """Split a block of fields, its blank line included; say what is odd about its lines."""
     notes: list[str] = []
     headers: list[Header] = []

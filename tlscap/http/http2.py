@@ -1,0 +1,1287 @@
+"""A passive observer of HTTP/2 (RFC 9113).
+
+It watches both sides of one connection and says what passed.  It is no endpoint: nothing is refused or
+answered, flow control is ignored, and malformed traffic is never an exception.
+
+Strategy.  Each side has a reader.  A reader is always in one *state*, a method that looks at ``data[pos:]``, consumes
+some of it, emits events, perhaps changes the state, and returns the new position.  The contents of DATA frames
+pass through as slices of what was fed; other frames are held until they are whole, as far as they are not
+too long to be held, in which case they are counted.  Held bytes are looked at again when as many came as are needed,
+so feeding byte by byte costs linear time.
+
+In step, how the bytes were cut does not matter.  A hole inside of one frame leaves the reader in step, as the frame's
+header said where the next one begins.  A reader that lost its step (a hole over a frame header, a connection joined in
+the middle) finds it again only where an *item begins* with a frame header that could not be stricter, followed by more of
+them as far as the item goes; and for some frames to come it stays wary.
+
+What a hole can hide.  Frames of any stream may have been in it.  So every message that was open on that side, or could have
+begun, has a hole in an unknown place: when it ends it is incomplete.  Each reader counts its losses (``epoch``) and
+each message remembers the count at its head, which makes that a comparison.  What HPACK still knows after a
+loss, `tlscap.http.hpack_state` says.
+
+A CONNECT that was granted makes its stream a tunnel (RFC 9113, 8.5; RFC 8441): both messages end and DATA frames carry
+`TunnelData`; the bytes around it come out as one `ControlFrame` ``DATA framing`` when the tunnel ends.  What
+a client sends before the answer is the content of its request.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tlscap.http.events import (
+    AnyEvent,
+    BodyData,
+    BodyGap,
+    ControlFrame,
+    Header,
+    MessageEnd,
+    RequestHead,
+    ResponseHead,
+    Side,
+    Trailers,
+    TunnelData,
+    TunnelGap,
+    Unparsed,
+    Upgraded,
+)
+from tlscap.http.hpack_state import FieldSection, HeaderDecoder
+from tlscap.model import GapReason
+
+HEAD_LIMIT: Final = 1 << 20
+"""Longest header block that is kept, its frame headers included, and the most bytes of fields that one may decode to."""
+
+CONTROL_LIMIT: Final = 1 << 14
+"""Longest payload of any other frame that is kept: the largest that a peer must accept unasked (RFC 9113, 4.2)."""
+
+OPEN_LIMIT: Final = 10_000
+"""Open streams that are remembered.  Servers allow some hundred at a time."""
+
+_CLOSED_LIMIT: Final = 1_000  # closed streams that are remembered, at least: frames may still be under way to them
+_DETAIL_LIMIT: Final = 300  # characters
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
+_VERSION: Final = b"HTTP/2"
+
+_FRAME: Final = struct.Struct(">BHBBI")  # RFC 9113, 4.1: 24 bits of length, type, flags, a reserved bit and the stream
+_FRAME_LENGTH: Final = 9
+_STREAM_MASK: Final = 0x7FFF_FFFF
+
+_DATA: Final = 0x0
+_HEADERS: Final = 0x1
+_PRIORITY: Final = 0x2
+_RST_STREAM: Final = 0x3
+_SETTINGS: Final = 0x4
+_PUSH_PROMISE: Final = 0x5
+_PING: Final = 0x6
+_GOAWAY: Final = 0x7
+_WINDOW_UPDATE: Final = 0x8
+_CONTINUATION: Final = 0x9
+_ALTSVC: Final = 0xA  # RFC 7838
+_ORIGIN: Final = 0xC  # RFC 8336
+_PRIORITY_UPDATE: Final = 0x10  # RFC 9218
+_KINDS: Final = {
+    _DATA: "DATA",
+    _HEADERS: "HEADERS",
+    _PRIORITY: "PRIORITY",
+    _RST_STREAM: "RST_STREAM",
+    _SETTINGS: "SETTINGS",
+    _PUSH_PROMISE: "PUSH_PROMISE",
+    _PING: "PING",
+    _GOAWAY: "GOAWAY",
+    _WINDOW_UPDATE: "WINDOW_UPDATE",
+    _CONTINUATION: "CONTINUATION",
+    _ALTSVC: "ALTSVC",
+    _ORIGIN: "ORIGIN",
+    _PRIORITY_UPDATE: "PRIORITY_UPDATE",
+}
+_BLOCK_KINDS: Final = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
+
+_ACK: Final = 0x01
+_END_STREAM: Final = 0x01
+_END_HEADERS: Final = 0x04
+_PADDED: Final = 0x08
+_WITH_PRIORITY: Final = 0x20
+
+_SETTING_NAMES: Final = {
+    0x1: "HEADER_TABLE_SIZE",
+    0x2: "ENABLE_PUSH",
+    0x3: "MAX_CONCURRENT_STREAMS",
+    0x4: "INITIAL_WINDOW_SIZE",
+    0x5: "MAX_FRAME_SIZE",
+    0x6: "MAX_HEADER_LIST_SIZE",
+    0x8: "ENABLE_CONNECT_PROTOCOL",  # RFC 8441
+    0x9: "NO_RFC7540_PRIORITIES",  # RFC 9218
+}
+_NO_ERROR: Final = 0
+_ERROR_NAMES: Final = (  # RFC 9113, 7
+    "NO_ERROR",
+    "PROTOCOL_ERROR",
+    "INTERNAL_ERROR",
+    "FLOW_CONTROL_ERROR",
+    "SETTINGS_TIMEOUT",
+    "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR",
+    "REFUSED_STREAM",
+    "CANCEL",
+    "COMPRESSION_ERROR",
+    "CONNECT_ERROR",
+    "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY",
+    "HTTP_1_1_REQUIRED",
+)
+
+_REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
+_RESPONSE_PSEUDO: Final = frozenset({b":status"})
+
+# Out of step: a frame header is taken for one only if it is one that a sane peer sends.
+_LIKELY_LENGTH: Final = 1 << 20  # the largest frames that common implementations ask for
+_LIKELY_SETTINGS: Final = 50 * 6
+_LIKELY_FLAGS: Final = {  # by type; a type that is not here is not likely
+    _DATA: _END_STREAM | _PADDED,
+    _HEADERS: _END_STREAM | _END_HEADERS | _PADDED | _WITH_PRIORITY,
+    _PRIORITY: 0,
+    _RST_STREAM: 0,
+    _SETTINGS: _ACK,
+    _PUSH_PROMISE: _END_HEADERS | _PADDED,
+    _PING: _ACK,
+    _GOAWAY: 0,
+    _WINDOW_UPDATE: 0,
+    _CONTINUATION: _END_HEADERS,
+    _ALTSVC: 0,
+    _ORIGIN: 0,
+    _PRIORITY_UPDATE: 0,
+}
+_ON_NO_STREAM: Final = frozenset({_SETTINGS, _PING, _GOAWAY, _ORIGIN, _PRIORITY_UPDATE})
+_ON_EITHER: Final = frozenset({_WINDOW_UPDATE, _ALTSVC})
+_EXACT_LENGTH: Final = {_PRIORITY: 5, _RST_STREAM: 4, _PING: 8, _WINDOW_UPDATE: 4}
+_LEAST_LENGTH: Final = {_HEADERS: 1, _PUSH_PROMISE: 5, _GOAWAY: 8, _ALTSVC: 2, _PRIORITY_UPDATE: 4}
+_ONE_SIDED: Final = {
+    _PUSH_PROMISE: Side.RESPONSE,
+    _ALTSVC: Side.RESPONSE,
+    _ORIGIN: Side.RESPONSE,
+    _PRIORITY_UPDATE: Side.REQUEST,
+}
+_WARY_FRAMES: Final = 8  # so many frame headers must be likely after the step was found again
+
+_JOINED: Final = "joined mid-stream"
+_MISSING: Final = "bytes missing"
+_NOT_FROM_START: Final = "stream not seen from its start"
+
+# What a half of a stream is, as far as this observer saw it.
+_IDLE: Final = 0  # no head yet
+_ENDED: Final = 1
+_OPEN: Final = 2  # from here on, DATA has a place to belong to
+_TUNNEL: Final = 3
+
+
+@dataclass(slots=True)
+class _Half:
+    """What one side sends on a stream: one message."""
+
+    exchange: int
+    state: int
+    why: str = ""
+    """What to say of frames that don't fit the state."""
+    epoch: int = 0
+    """The reader's, when everything before was known to be seen; -1: something was missed."""
+    framing: int = 0
+    received: int = 0
+    """Bytes of the body, missing ones included."""
+    declared: int = -1
+    """What Content-Length says, or -1."""
+    last_ns: int = 0
+    """When its last byte passed, so far."""
+    has_gap: bool = False
+    uncertain: bool = False
+    """The head had no pseudo-header that could be decoded; it may have been an interim one."""
+    note: str = ""
+    """What is odd about the trailers."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A stream: one exchange."""
+
+    id: int
+    exchange: int
+    request: _Half
+    response: _Half
+    method: bytes = b""
+    protocol: bytes = b""
+
+
+@dataclass(slots=True)
+class _Block:
+    """A header block under way: HEADERS or PUSH_PROMISE, and the CONTINUATION frames that follow."""
+
+    kind: int
+    flags: int
+    """Of its first frame."""
+    stream_id: int
+    started_ns: int
+    frames: list[bytes]
+    """Its frames; none when it is too long."""
+    length: int = 0
+    """Of its frames."""
+    too_long: bool = False
+
+    @property
+    def ends_stream(self) -> bool:
+        return self.kind == _HEADERS and bool(self.flags & _END_STREAM)
+
+    def fragments(self) -> tuple[bytes, bytes] | None:
+        """Return what PUSH_PROMISE has in front of its block, and the block; ``None`` when a frame contradicts itself."""
+        frame = self.frames[0]
+        begin, stop = _FRAME_LENGTH, len(frame)
+        if self.flags & _PADDED:
+            stop -= frame[begin] if begin < stop else 1
+            begin += 1
+        promised = begin
+        if self.kind == _PUSH_PROMISE:
+            begin += 4
+        elif self.flags & _WITH_PRIORITY:
+            begin += 5
+        if begin > stop:
+            return None
+        parts = [frame[begin:stop], *(frame[_FRAME_LENGTH:] for frame in self.frames[1:])]
+        return frame[promised:begin], b"".join(parts)
+
+
+@dataclass(slots=True)
+class _Control:
+    """A frame that belongs to no message."""
+
+    kind: int
+    flags: int
+    stream_id: int
+    payload: bytes
+    """At most `CONTROL_LIMIT` bytes of it."""
+    length: int
+    """Of the frame, header included, as far as it passed."""
+
+    @property
+    def name(self) -> str:
+        return _KINDS.get(self.kind) or f"unknown {self.kind:#04x}"
+
+
+class Http2Connection:
+    """Both sides of one HTTP/2 connection.  Feed each side's bytes in the order they passed.
+
+    Every method returns the events that became certain; an event of one side may be caused by bytes of the other
+    (a reset ends both messages of its stream).
+
+    ``upgraded_exchange``: the connection was HTTP/1.1 before (h2c, RFC 7540, 3.2), and the request that asked for the upgrade
+    had this number there and the method ``upgraded_method``; it is answered on stream 1, and the next request's number is one
+    higher.
+    """
+
+    def __init__(
+        self, *, head_limit: int = HEAD_LIMIT, upgraded_exchange: int = 0, upgraded_method: bytes = b""
+    ) -> None:
+        self._events: list[AnyEvent] = []
+        self._now = 0
+        self._streams: dict[int, _Stream] = {}  # the open ones, oldest first
+        self._closed: dict[int, _Stream] = {}  # the youngest of the others
+        self._closed_before: dict[int, _Stream] = {}
+        self._last_accepted = {Side.REQUEST: _STREAM_MASK, Side.RESPONSE: _STREAM_MASK}  # by who said GOAWAY
+        self._exchanges = upgraded_exchange
+        self._requests = _RequestReader(self, Side.REQUEST, head_limit)
+        self._responses = _ResponseReader(self, Side.RESPONSE, head_limit)
+        if upgraded_exchange:
+            request = _Half(upgraded_exchange, _ENDED, "stream already ended")
+            response = _Half(upgraded_exchange, _IDLE, "no head seen")
+            self._streams[1] = _Stream(1, upgraded_exchange, request, response, upgraded_method)
+
+    def feed(self, side: Side, data: bytes, time_ns: int) -> list[AnyEvent]:
+        """Take the next bytes of one side."""
+        self._now = time_ns
+        self._reader(side).feed(data)
+        return self._taken()
+
+    def gap(self, side: Side, length: int, reason: GapReason, time_ns: int) -> list[AnyEvent]:
+        """Take the news that the next ``length`` bytes of one side are missing."""
+        self._now = time_ns
+        self._reader(side).gap(length, reason)
+        return self._taken()
+
+    def finish(self, side: Side, time_ns: int, *, why: str = "") -> list[AnyEvent]:
+        """Take the end of one side.
+
+        ``why`` is empty when the side was closed in an orderly way.  Otherwise it says why nothing follows (the recording
+        ended, say).  Either way, what is open was cut short.
+        """
+        self._now = time_ns
+        self._reader(side).finish(why)
+        return self._taken()
+
+    def _reader(self, side: Side) -> _RequestReader | _ResponseReader:
+        return self._requests if side is Side.REQUEST else self._responses
+
+    def _taken(self) -> list[AnyEvent]:
+        events = self._events
+        self._events = []
+        return events
+
+    # --- Streams ---
+
+    def _find(self, stream_id: int) -> _Stream | None:
+        """Return a stream, open or closed not long ago."""
+        return self._streams.get(stream_id) or self._closed.get(stream_id) or self._closed_before.get(stream_id)
+
+    def _open(self, stream_id: int, *, request_seen: bool) -> _Stream:
+        """Begin a stream, and with it an exchange."""
+        if len(self._streams) >= OPEN_LIMIT:
+            self._end_both(next(iter(self._streams.values())), "too many open streams", "stream forgotten")
+        self._exchanges += 1
+        exchange = self._exchanges
+        request = _Half(exchange, _OPEN) if request_seen else _Half(exchange, _ENDED, _NOT_FROM_START)
+        response = _Half(exchange, _IDLE, "no head seen", self._responses.epoch)
+        stream = self._streams[stream_id] = _Stream(stream_id, exchange, request, response)
+        return stream
+
+    def _end_of_stream(self, stream: _Stream, side: Side) -> None:
+        """End one half as END_STREAM does."""
+        half = stream.request if side is Side.REQUEST else stream.response
+        if half.state == _ENDED:
+            return
+        half.last_ns = self._now
+        missed = half.has_gap or self._reader(side).missed(half)
+        if half.state == _IDLE:
+            self._end(stream, side, complete=False, why=_MISSING if missed else "no head")
+        elif missed:
+            self._end(stream, side, complete=False, why=_MISSING)
+        else:
+            why = "end of stream"
+            # Without its request, a response without a body may be one to HEAD.
+            if half.declared not in (-1, half.received) and (half.received or stream.method or side is Side.REQUEST):
+                why += f"; content-length says {half.declared}"
+            if half.note:
+                why += f"; {half.note}"
+            self._end(stream, side, complete=True, why=why)
+
+    def _end(
+        self, stream: _Stream, side: Side, *, complete: bool, why: str, after: str = "stream already ended"
+    ) -> None:
+        """End one half; ``after`` is what to say of frames that still come."""
+        half = stream.request if side is Side.REQUEST else stream.response
+        if half.state != _TUNNEL:
+            self._end_message(half, side, complete=complete, why=why)
+        elif half.framing:
+            time_ns = half.last_ns or self._now
+            kind, length = "DATA framing", half.framing
+            self._events.append(
+                ControlFrame(exchange=half.exchange, side=side, time_ns=time_ns, kind=kind, length=length)
+            )
+        half.state = _ENDED
+        half.why = after
+        if stream.request.state == stream.response.state:
+            del self._streams[stream.id]
+            if len(self._closed) >= _CLOSED_LIMIT:
+                self._closed_before = self._closed
+                self._closed = {}
+            self._closed[stream.id] = stream
+
+    def _end_message(self, half: _Half, side: Side, *, complete: bool, why: str) -> None:
+        self._events.append(
+            MessageEnd(
+                exchange=half.exchange,
+                side=side,
+                time_ns=half.last_ns or self._now,
+                complete=complete,
+                why=why,
+                framing_length=half.framing,
+            )
+        )
+
+    def _end_both(self, stream: _Stream, why: str, after: str, *, complete: bool = False) -> None:
+        """End what is open of a stream."""
+        for side, half in ((Side.REQUEST, stream.request), (Side.RESPONSE, stream.response)):
+            if half.state == _ENDED:
+                half.why = after
+            else:
+                self._end(stream, side, complete=complete, why=why, after=after)
+
+    def _reset(self, stream: _Stream, side: Side, error: int) -> None:
+        # RFC 9113, 8.1: the server has answered and needs no more of the request.
+        quiet = error == _NO_ERROR and side is Side.RESPONSE and stream.response.state == _ENDED
+        who = "client" if side is Side.REQUEST else "server"
+        why = f"stream reset: {_error_name(error)}, by the {who}"
+        self._end_both(stream, why, "stream already reset", complete=quiet)
+
+    def _go_away(self, side: Side, last: int) -> None:
+        """Take the news that ``side`` will not look at streams of the other one beyond ``last``."""
+        if last >= self._last_accepted[side]:
+            return
+        self._last_accepted[side] = last
+        refused = []
+        for stream in reversed(self._streams.values()):
+            if _begun_by(stream.id) is not side:
+                if stream.id <= last:  # and so are those before it
+                    break
+                refused.append(stream)
+        for stream in reversed(refused):
+            self._end_both(stream, "refused: GOAWAY", "stream refused")
+
+    def _promise(self, stream_id: int, section: FieldSection, started_ns: int) -> None:
+        """Begin a stream that the server promised."""
+        head = _split(section, _REQUEST_PSEUDO)
+        stream = self._open(stream_id, request_seen=True)
+        stream.method = head.pseudo.get(b":method", b"")
+        self._events.append(_request_head(stream.exchange, head, self._now, started_ns, pushed=True))
+        self._end(stream, Side.REQUEST, complete=True, why="pushed")
+
+    def _switch(self, stream: _Stream) -> None:
+        """Make a stream a tunnel: its CONNECT was granted."""
+        protocol = stream.protocol.decode("latin-1").lower() or "tunnel"
+        for side, half in ((Side.RESPONSE, stream.response), (Side.REQUEST, stream.request)):
+            if half.state == _OPEN:
+                missed = half.has_gap or self._reader(side).missed(half)
+                why = _MISSING if missed else "tunnel begins" if half.received else "no body"
+                self._end_message(half, side, complete=not missed, why=why)
+                half.framing = 0
+                half.state = _TUNNEL
+                half.why = "header fields in a tunnel"
+            self._events.append(Upgraded(exchange=half.exchange, side=side, time_ns=self._now, protocol=protocol))
+
+    def _finish(self, side: Side, why: str) -> None:
+        """End every open half of one side: nothing follows."""
+        for stream in list(self._streams.values()):
+            half = stream.request if side is Side.REQUEST else stream.response
+            if half.state == _ENDED:
+                continue
+            missed = self._reader(side).missed(half)
+            if stream.id > self._last_accepted[_begun_by(stream.id).opposite]:
+                reason = "refused: GOAWAY"
+            elif half.state == _IDLE:
+                reason = "response not seen" if missed else f"no response: {why}" if why else "no response"
+            else:
+                reason = _MISSING if missed else why or "connection closed"
+            self._end(stream, side, complete=False, why=reason)
+
+
+class _Reader:
+    """One side: the frames, and what both kinds of messages share."""
+
+    def __init__(self, connection: Http2Connection, side: Side, head_limit: int) -> None:
+        self._connection = connection
+        self._streams = connection._streams
+        self._side = side
+        self._head_limit = head_limit
+        self._headers = HeaderDecoder(head_limit)
+        self._in_step: Final = self._frames  # one object, so that the state can be compared by identity
+        self._state: Callable[[bytes, int], int] = self._start
+        self._held = bytearray()
+        self._need = 0  # held bytes are looked at again when they are so many
+        self._seam = 0  # how much of the bytes at hand was held before
+        self._held_ns = 0  # when the first of them passed
+        # Losses.
+        self.epoch = 0
+        """Goes up when the step is lost and when it is found again."""
+        self._lost_why = ""
+        self._heads_lost = False  # heads may have gone by unseen, of streams that are not known
+        self._wary = 0  # frame headers that still have to be likely
+        # The frame under way.
+        self._left = 0  # bytes of it to come, padding aside
+        self._padding = 0  # bytes of padding after them
+        self._half = _Half(0, _ENDED)  # what the content of a DATA frame belongs to
+        self._ending: _Stream | None = None  # what ends with it
+        self._unread_why = ""
+        self._block: _Block | None = None
+        self._last_of_block = False  # of a block that is only counted
+        self._control: _Control | None = None  # one that is too long to be kept
+
+    def missed(self, half: _Half) -> bool:
+        """Tell whether bytes of this message may have gone by unseen, in an unknown place."""
+        return half.epoch != self.epoch or self._state == self._lost
+
+    # --- Inputs ---
+
+    def feed(self, data: bytes) -> None:
+        self._seam = 0
+        if self._held:
+            held = self._held
+            seam = len(held)
+            held += data
+            if len(held) < self._need:
+                return
+            data = bytes(held)
+            held.clear()
+            self._seam = seam
+        pos = 0
+        end = len(data)
+        while pos < end:
+            pos = self._state(data, pos)
+
+    def gap(self, length: int, reason: GapReason) -> None:
+        if length <= 0:
+            return
+        if self._state == self._content:
+            length = self._content_gap(length, reason)
+        else:
+            self._lose_frame()
+            if self._state == self._unread:
+                missing = min(length, self._left)
+                self._unparsed_gap(missing, reason)
+                self._unread_over(missing)
+                length -= missing
+        if length:
+            self._lose_step(_MISSING)
+            self._unparsed_gap(length, reason)
+
+    def finish(self, why: str) -> None:
+        self._drop_unit(why or "connection closed")
+        self._connection._finish(self._side, why)
+        self._lose_step(why or "connection closed")
+
+    def _hold(self, data: bytes, pos: int, need: int) -> int:
+        """Keep the rest until ``need`` bytes are there."""
+        if pos >= self._seam:
+            self._held_ns = self._connection._now
+        self._held += data[pos:]
+        self._need = need
+        return len(data)
+
+    # --- In and out of step ---
+
+    def _start(self, data: bytes, pos: int) -> int:
+        """Take the first bytes of the side."""
+        raise NotImplementedError
+
+    def _lost(self, data: bytes, pos: int) -> int:
+        if pos not in (0, self._seam):
+            self._unparsed(data[pos:], self._lost_why)
+            return len(data)
+        clear = self._clear_start(data, pos)
+        if clear:
+            return pos
+        if clear is None:
+            return self._hold(data, pos, len(data) - pos + 1)
+        # What was held belongs to an earlier item; this one may be the start that was hoped for.
+        reached = self._seam if pos < self._seam else len(data)
+        self._unparsed(data[pos:reached], self._lost_why)
+        return reached
+
+    def _clear_start(self, data: bytes, pos: int) -> bool | None:
+        """Get in step if frames begin here; return whether they do.  ``None``: that can't be told yet."""
+        end = len(data)
+        if end - pos < _FRAME_LENGTH:
+            likely = data[pos] <= _LIKELY_LENGTH >> 16 and (end - pos < 4 or data[pos + 3] in _LIKELY_FLAGS)
+            return None if likely else False
+        reached = pos
+        while end - reached >= _FRAME_LENGTH:
+            high, low, kind, flags, stream_id = _FRAME.unpack_from(data, reached)
+            length = high << 16 | low
+            if not self._likely(length, kind, flags, stream_id):
+                return False
+            reached += _FRAME_LENGTH + length
+        self.epoch += 1
+        self._wary = _WARY_FRAMES
+        self._state = self._in_step
+        return True
+
+    def _likely(self, length: int, kind: int, flags: int, stream_id: int) -> bool:
+        """Tell whether these are the contents of a frame header, and not something else that looks a little like it."""
+        allowed = _LIKELY_FLAGS.get(kind)
+        if allowed is None or flags & ~allowed or _ONE_SIDED.get(kind, self._side) is not self._side:
+            return False
+        if stream_id == 0:
+            placed = kind in _ON_NO_STREAM or kind in _ON_EITHER
+        elif stream_id % 2 or self._connection._find(stream_id):  # hardly anyone pushes any more
+            placed = stream_id <= _STREAM_MASK and kind not in _ON_NO_STREAM
+        else:
+            placed = False
+        if kind == _SETTINGS:
+            return placed and length <= _LIKELY_SETTINGS and length % 6 == 0 and not (flags and length)
+        if kind == _DATA:  # an empty frame that ends nothing is rare, but zeros look like one
+            purpose = length or flags == _END_STREAM or stream_id in self._streams
+            return placed and length <= _LIKELY_LENGTH and bool(purpose)
+        if kind in _EXACT_LENGTH:
+            return placed and length == _EXACT_LENGTH[kind]
+        return placed and _LEAST_LENGTH.get(kind, 0) <= length <= CONTROL_LIMIT
+
+    def _give_up(self, data: bytes, pos: int, why: str) -> int:
+        """Lose the step, and the rest of the item with it."""
+        self._lose_step(why)
+        self._unparsed(data[pos:], why)
+        return len(data)
+
+    def _lose_step(self, why: str) -> None:
+        self._drop_unit(why)
+        if self._state != self._lost:
+            self.epoch += 1
+            self._state = self._lost
+            self._lost_why = why
+        self._heads_lost = True
+        self._headers.forget(why if why == _JOINED else f"{why} before")
+
+    def _drop_unit(self, why: str) -> None:
+        """Account for a frame or a header block that is under way and will not become whole."""
+        if self._block:
+            self._abandon_block(why)
+        if self._control:
+            self._emit_control(self._control, f"cut short: {why}")
+            self._control = None
+        if self._held:
+            self._unparsed(bytes(self._held), self._lost_why if self._state == self._lost else why)
+            self._held.clear()
+        self._left = self._padding = 0
+
+    def _lose_frame(self) -> None:
+        """Give up the frame that a hole is about to hit, if there is one; what is left of it can be passed over."""
+        if self._state == self._counted:
+            left = self._left
+            self._drop_unit(_MISSING)
+        elif self._state is self._in_step and len(self._held) >= _FRAME_LENGTH:
+            high, low, kind, flags, stream_id = _FRAME.unpack_from(self._held)
+            left = _FRAME_LENGTH + (high << 16 | low) - len(self._held)
+            self._drop_unit(_MISSING)
+            if kind in (_HEADERS, _DATA):
+                self._lose_part(stream_id & _STREAM_MASK, ends=bool(flags & _END_STREAM))
+            if kind in _BLOCK_KINDS:
+                self._heads_lost = True
+                self._headers.forget(f"{_MISSING} before")
+        else:
+            return
+        self._left = left
+        self._unread_why = _MISSING
+        self._state = self._unread
+
+    def _lose_part(self, stream_id: int, *, ends: bool) -> None:
+        """Note that a part of unknown size is missing from a message, perhaps its last."""
+        stream = self._streams.get(stream_id)
+        if stream:
+            self._half_of(stream).epoch = -1
+            if ends:
+                self._connection._end_of_stream(stream, self._side)
+
+    # --- Frames ---
+
+    def _frames(self, data: bytes, pos: int) -> int:
+        end = len(data)
+        in_step = self._in_step
+        while end - pos >= _FRAME_LENGTH:
+            high, low, kind, flags, stream_id = _FRAME.unpack_from(data, pos)
+            length = high << 16 | low
+            if self._wary:
+                if not self._likely(length, kind, flags, stream_id):
+                    return self._give_up(data, pos, "no frame header")
+                self._wary -= 1
+            stream_id &= _STREAM_MASK
+            if self._block and (kind != _CONTINUATION or stream_id != self._block.stream_id):
+                self._abandon_block("header block without its end")
+            if kind == _DATA:
+                pos = self._data_frame(data, pos, length, flags, stream_id)
+                if self._state is not in_step and pos < end:
+                    pos = self._content(data, pos)
+            elif kind in _BLOCK_KINDS:
+                pos = self._block_frame(data, pos, length, kind, flags, stream_id)
+            else:
+                pos = self._control_frame(data, pos, length, kind, flags, stream_id)
+            if self._state is not in_step:
+                return pos
+        return self._hold(data, pos, _FRAME_LENGTH) if pos < end else pos
+
+    def _unread(self, data: bytes, pos: int) -> int:
+        """Pass over the rest of a frame that makes no sense, or lost some of it."""
+        reached = min(len(data), pos + self._left)
+        self._unparsed(data[pos:reached], self._unread_why)
+        self._unread_over(reached - pos)
+        return reached
+
+    def _unread_over(self, length: int) -> None:
+        self._left -= length
+        if not self._left:
+            self._state = self._in_step
+
+    def _counted(self, data: bytes, pos: int) -> int:
+        """Count the rest of a frame that is too long to be kept."""
+        taken = min(len(data) - pos, self._left)
+        self._left -= taken
+        counted = self._block or self._control
+        assert counted, "something is being counted"  # noqa: S101
+        counted.length += taken
+        if not self._left:
+            self._counted_over()
+        return pos + taken
+
+    def _counted_over(self) -> None:
+        self._state = self._in_step
+        if self._control:
+            control = self._control
+            self._control = None
+            self._act(control)
+        elif self._block and self._last_of_block:
+            self._end_block(self._block)
+
+    # --- DATA ---
+
+    def _data_frame(self, data: bytes, pos: int, length: int, flags: int, stream_id: int) -> int:
+        """Take what stands in front of a DATA frame's content (RFC 9113, 6.1)."""
+        content = pos + _FRAME_LENGTH
+        padding = 0
+        if flags & _PADDED and length:
+            if len(data) == content:
+                return self._hold(data, pos, _FRAME_LENGTH + 1)
+            length -= 1
+            padding = min(data[content], length)
+            content += 1
+        stream = self._streams.get(stream_id) or self._connection._find(stream_id)
+        half = self._half = self._half_of(stream) if stream else _Half(0, _ENDED, self._why_unknown())
+        if half.state >= _OPEN:
+            half.framing += content - pos
+        else:
+            self._unparsed(data[pos:content], half.why, half.exchange)
+        self._ending = stream if flags & _END_STREAM else None
+        self._left = length - padding
+        self._padding = padding
+        if length:
+            self._state = self._content
+        else:
+            self._end_data()
+        return content
+
+    def _content(self, data: bytes, pos: int) -> int:
+        end = len(data)
+        if self._left:
+            reached = min(end, pos + self._left)
+            self._left -= reached - pos
+            self._piece(data[pos:reached])
+            pos = reached
+        if self._padding and pos < end:
+            reached = min(end, pos + self._padding)
+            self._padding -= reached - pos
+            if self._half.state >= _OPEN:
+                self._half.framing += reached - pos
+            else:
+                self._unparsed(data[pos:reached], self._half.why, self._half.exchange)
+            pos = reached
+        if not (self._left or self._padding):
+            self._end_data()
+        return pos
+
+    def _piece(self, data: bytes) -> None:
+        half = self._half
+        connection = self._connection
+        half.last_ns = connection._now
+        if half.state == _OPEN:
+            half.received += len(data)
+            connection._events.append(
+                BodyData(exchange=half.exchange, side=self._side, time_ns=connection._now, data=data)
+            )
+        elif half.state == _TUNNEL:
+            connection._events.append(
+                TunnelData(exchange=half.exchange, side=self._side, time_ns=connection._now, data=data)
+            )
+        else:
+            self._unparsed(data, half.why, half.exchange)
+
+    def _content_gap(self, length: int, reason: GapReason) -> int:
+        """Take a hole that begins within a DATA frame; return how much of it lies behind the frame."""
+        half = self._half
+        missing = min(length, self._left)
+        self._left -= missing
+        if missing:
+            self._piece_gap(missing, reason)
+        padding = min(length - missing, self._padding)
+        self._padding -= padding
+        if padding:
+            if half.state >= _OPEN:
+                half.framing += padding
+            else:
+                self._unparsed_gap(padding, reason)
+        if not (self._left or self._padding):
+            self._end_data()
+        return length - missing - padding
+
+    def _piece_gap(self, length: int, reason: GapReason) -> None:
+        half = self._half
+        exchange, side, now = half.exchange, self._side, self._connection._now
+        half.last_ns = now
+        if half.state == _OPEN:
+            half.received += length
+            half.has_gap = True
+            self._emit(BodyGap(exchange=exchange, side=side, time_ns=now, length=length, reason=reason))
+        elif half.state == _TUNNEL:
+            self._emit(TunnelGap(exchange=exchange, side=side, time_ns=now, length=length, reason=reason))
+        else:
+            self._unparsed_gap(length, reason)
+
+    def _end_data(self) -> None:
+        self._state = self._in_step
+        if self._ending:
+            self._connection._end_of_stream(self._ending, self._side)
+            self._ending = None
+
+    # --- Header blocks ---
+
+    def _block_frame(self, data: bytes, pos: int, length: int, kind: int, flags: int, stream_id: int) -> int:
+        """Take a HEADERS, PUSH_PROMISE or CONTINUATION frame (RFC 9113, 6.2, 6.6, 6.10)."""
+        block = self._block
+        if kind == _CONTINUATION and not block:
+            self._headers.forget("a CONTINUATION before had no HEADERS")
+            self._left = _FRAME_LENGTH + length
+            self._unread_why = "CONTINUATION without HEADERS"
+            self._state = self._unread
+            return pos
+        length += _FRAME_LENGTH
+        too_long = length + (block.length if block else 0) > self._head_limit
+        if not too_long and len(data) - pos < length:
+            return self._hold(data, pos, length)
+        if not block:
+            started_ns = self._held_ns if pos < self._seam else self._connection._now
+            block = self._block = _Block(kind, flags, stream_id, started_ns, [])
+        if too_long:
+            block.frames.clear()
+            block.too_long = True
+            self._left = length
+            self._last_of_block = bool(flags & _END_HEADERS)
+            self._state = self._counted
+            return pos
+        block.frames.append(data[pos : pos + length])
+        block.length += length
+        if flags & _END_HEADERS:
+            self._end_block(block)
+        return pos + length
+
+    def _end_block(self, block: _Block) -> None:
+        """Decode a whole header block and say what it is."""
+        self._block = None
+        fragments = None if block.too_long else block.fragments()
+        if fragments:
+            section = self._headers.decode(fragments[1])
+        else:
+            what = f"more than {self._head_limit} bytes" if block.too_long else "padding longer than its frame"
+            section = FieldSection(notes=[f"headers not decodable: {what}"], first_unknown=True, corrupt=True)
+            self._headers.forget("an earlier header block was not decodable")
+        if self._wary and section.corrupt:  # no frame, after all
+            self._lose_step("no header block")
+            self._unparsed_block(block, "no header block")
+        elif block.kind == _PUSH_PROMISE:
+            promised = fragments[0] if fragments else b""
+            self._promise(block, int.from_bytes(promised) & _STREAM_MASK, section)
+        else:
+            self._section(block, section)
+
+    def _abandon_block(self, why: str) -> None:
+        block = self._block
+        assert block, "there is a block"  # noqa: S101
+        self._block = None
+        self._unparsed_block(block, why)
+        self._headers.forget(f"{why} before")
+        self._heads_lost = True
+        if block.kind == _HEADERS:
+            self._lose_part(block.stream_id, ends=block.ends_stream)
+
+    def _unexpected(self, block: _Block, why: str, stream: _Stream | None = None) -> None:
+        """Account for a header block that is no head and no trailers of a message that is seen."""
+        self._unparsed_block(block, why, stream.exchange if stream else 0)
+        if stream and block.ends_stream:
+            self._connection._end_of_stream(stream, self._side)
+
+    def _section(self, block: _Block, section: FieldSection) -> None:
+        """Take the fields of a HEADERS frame."""
+        raise NotImplementedError
+
+    def _half_of(self, stream: _Stream) -> _Half:
+        raise NotImplementedError
+
+    def _trailers(self, block: _Block, section: FieldSection, stream: _Stream) -> None:
+        half = self._half_of(stream)
+        half.framing += block.length
+        half.last_ns = self._connection._now
+        half.note = "; ".join(section.notes)
+        if section.fields:
+            headers = tuple(section.fields)
+            now = self._connection._now
+            self._emit(Trailers(exchange=half.exchange, side=self._side, time_ns=now, headers=headers))
+        if block.ends_stream:
+            self._connection._end_of_stream(stream, self._side)
+
+    def _promise(self, block: _Block, promised_id: int, section: FieldSection) -> None:
+        """Take the fields of a PUSH_PROMISE frame (RFC 9113, 8.4)."""
+        connection = self._connection
+        parent = connection._find(block.stream_id)
+        fields = dict(section.fields)
+        asked = _shown(b" ".join(fields.get(name, b"?") for name in (b":method", b":path")))
+        self._emit(
+            ControlFrame(
+                exchange=parent.exchange if parent else 0,
+                side=self._side,
+                time_ns=connection._now,
+                kind="PUSH_PROMISE",
+                length=block.length,
+                detail=f"stream {promised_id}: {asked}",
+            )
+        )
+        if self._side is Side.RESPONSE and promised_id and not connection._find(promised_id):
+            connection._promise(promised_id, section, block.started_ns)
+
+    # --- Other frames ---
+
+    def _control_frame(self, data: bytes, pos: int, length: int, kind: int, flags: int, stream_id: int) -> int:
+        kept = min(length, CONTROL_LIMIT)
+        payload = pos + _FRAME_LENGTH
+        reached = payload + kept
+        if reached > len(data):
+            return self._hold(data, pos, _FRAME_LENGTH + kept)
+        control = _Control(kind, flags, stream_id, data[payload:reached], _FRAME_LENGTH + kept)
+        if kept == length:
+            self._act(control)
+        else:
+            self._control = control
+            self._left = length - kept
+            self._state = self._counted
+        return reached
+
+    def _act(self, control: _Control) -> None:
+        """Say what a frame says, and do what it does to messages."""
+        payload = control.payload
+        stream = self._emit_control(control, _detail(control))
+        if control.kind == _RST_STREAM and stream:
+            self._connection._reset(stream, self._side, int.from_bytes(payload[:4]))
+        elif control.kind == _GOAWAY and len(payload) >= 8:
+            self._connection._go_away(self._side, int.from_bytes(payload[:4]) & _STREAM_MASK)
+
+    def _emit_control(self, control: _Control, detail: str) -> _Stream | None:
+        stream = self._connection._find(control.stream_id) if control.stream_id else None
+        self._emit(
+            ControlFrame(
+                exchange=stream.exchange if stream else 0,
+                side=self._side,
+                time_ns=self._connection._now,
+                kind=control.name,
+                length=control.length,
+                detail=detail,
+            )
+        )
+        return stream
+
+    # --- Outputs ---
+
+    def _emit(self, event: AnyEvent) -> None:
+        self._connection._events.append(event)
+
+    def _why_unknown(self) -> str:
+        """Return what to say of frames on a stream that is not known."""
+        return _NOT_FROM_START if self._heads_lost else "no such stream"
+
+    def _unparsed(self, data: bytes, why: str, exchange: int = 0) -> None:
+        now = self._connection._now
+        self._emit(Unparsed(exchange=exchange, side=self._side, time_ns=now, data=data, length=len(data), why=why))
+
+    def _unparsed_block(self, block: _Block, why: str, exchange: int = 0) -> None:
+        now = self._connection._now
+        raw = b"".join(block.frames)
+        self._emit(Unparsed(exchange=exchange, side=self._side, time_ns=now, data=raw, length=block.length, why=why))
+
+    def _unparsed_gap(self, length: int, reason: GapReason) -> None:
+        why = f"missing: {reason.value}"
+        now = self._connection._now
+        self._emit(Unparsed(exchange=0, side=self._side, time_ns=now, data=b"", length=length, why=why))
+
+
+class _RequestReader(_Reader):
+    """What the client sends."""
+
+    _newest = 0  # stream that a request was seen on
+
+    def _half_of(self, stream: _Stream) -> _Half:
+        return stream.request
+
+    def _start(self, data: bytes, pos: int) -> int:
+        begin = data[pos : pos + len(_PREFACE)]
+        if begin == _PREFACE:
+            self._state = self._in_step
+            length = len(_PREFACE)
+            now = self._connection._now
+            self._emit(ControlFrame(exchange=0, side=self._side, time_ns=now, kind="preface", length=length))
+            return pos + length
+        if _PREFACE.startswith(begin):
+            return self._hold(data, pos, len(begin) + 1)
+        self._lose_step(_JOINED)
+        return pos
+
+    def _clear_start(self, data: bytes, pos: int) -> bool | None:
+        begin = data[pos : pos + len(_PREFACE)]
+        if _PREFACE.startswith(begin):
+            if begin != _PREFACE:
+                return None
+            self._headers = HeaderDecoder(self._head_limit)
+            self._state = self._start
+            return True
+        return super()._clear_start(data, pos)
+
+    def _section(self, block: _Block, section: FieldSection) -> None:
+        connection = self._connection
+        stream = connection._find(block.stream_id)
+        if stream:
+            if stream.request.state == _OPEN:
+                self._trailers(block, section, stream)
+            else:
+                self._unexpected(block, stream.request.why, stream)
+            return
+        head = _split(section, _REQUEST_PSEUDO)
+        doubtful = self._heads_lost and not head.pseudo  # trailers have none, and new streams have higher numbers
+        if not block.stream_id or (doubtful and (not section.first_unknown or block.stream_id < self._newest)):
+            self._unexpected(block, self._why_unknown())
+            return
+        self._newest = max(self._newest, block.stream_id)
+        stream = connection._open(block.stream_id, request_seen=True)
+        half = stream.request
+        half.epoch = -1 if doubtful else self.epoch
+        half.declared = head.content_length
+        half.last_ns = connection._now
+        stream.method = head.pseudo.get(b":method", b"")
+        stream.protocol = head.pseudo.get(b":protocol", b"")
+        self._emit(_request_head(stream.exchange, head, connection._now, block.started_ns, length=block.length))
+        if block.ends_stream:
+            connection._end_of_stream(stream, self._side)
+
+
+class _ResponseReader(_Reader):
+    """What the server answers."""
+
+    def _half_of(self, stream: _Stream) -> _Half:
+        return stream.response
+
+    def _start(self, data: bytes, pos: int) -> int:
+        # RFC 9113, 3.4: the server's preface is a SETTINGS frame.
+        begin = data[pos : pos + _FRAME_LENGTH]
+        if len(begin) == _FRAME_LENGTH:
+            high, low, kind, flags, stream_id = _FRAME.unpack(begin)
+            if kind == _SETTINGS and not flags and self._likely(high << 16 | low, kind, flags, stream_id):
+                self._state = self._in_step
+                return pos
+        elif begin[0] == 0 and (b"\x04\0\0\0\0\0").startswith(begin[3:]):
+            return self._hold(data, pos, len(begin) + 1)
+        self._lose_step(_JOINED)
+        return pos
+
+    def _section(self, block: _Block, section: FieldSection) -> None:
+        stream = self._connection._find(block.stream_id)
+        half = stream.response if stream else None
+        if stream and half and half.state not in (_IDLE, _OPEN):
+            self._unexpected(block, half.why, stream)
+            return
+        head = _split(section, _RESPONSE_PSEUDO)
+        if stream and half and half.state == _OPEN:
+            if not (half.uncertain and not half.framing and (head.pseudo or section.first_unknown)):
+                self._trailers(block, section, stream)
+                return
+            half.epoch = -1  # the one before was an interim head, or else these are trailers
+        doubtful = not head.pseudo and (half.epoch != self.epoch if half else self._heads_lost)
+        if not block.stream_id or (doubtful and not section.first_unknown):  # these are trailers
+            self._unexpected(block, self._why_unknown(), stream)
+            return
+        if not stream:
+            stream = self._connection._open(block.stream_id, request_seen=False)
+        if doubtful:
+            stream.response.epoch = -1
+        stream.response.uncertain = section.first_unknown and not head.pseudo
+        self._head(block, head, stream)
+
+    def _head(self, block: _Block, head: _Head, stream: _Stream) -> None:
+        connection = self._connection
+        half = stream.response
+        event = ResponseHead(
+            exchange=half.exchange,
+            side=self._side,
+            time_ns=connection._now,
+            status=head.status,
+            reason=b"",
+            version=_VERSION,
+            headers=tuple(head.headers),
+            started_ns=block.started_ns,
+            length=block.length,
+            notes=tuple(head.notes),
+        )
+        self._emit(event)
+        if not event.interim:
+            half.state = _OPEN
+            half.last_ns = connection._now
+            if head.pseudo:
+                half.epoch = self.epoch  # nothing of the message can come before this
+            if event.status != 304 and stream.method != b"HEAD":  # RFC 9110, 8.6
+                half.declared = head.content_length
+            if stream.method == b"CONNECT" and 200 <= event.status < 300:
+                connection._switch(stream)
+        if block.ends_stream:
+            connection._end_of_stream(stream, self._side)
+
+
+# --- Heads ---
+
+
+@dataclass(slots=True)
+class _Head:
+    """The fields of a head, sorted out."""
+
+    pseudo: dict[bytes, bytes]
+    headers: list[Header]
+    content_length: int
+    notes: list[str]
+
+    @property
+    def status(self) -> int:
+        text = self.pseudo.get(b":status", b"")
+        return int(text) if len(text) == 3 and text.isdigit() else 0
+
+
+def _split(section: FieldSection, known: frozenset[bytes]) -> _Head:
+    """Tell pseudo-header fields, of which ``known`` may occur, from the others (RFC 9113, 8.3)."""
+    pseudo: dict[bytes, bytes] = {}
+    headers: list[Header] = []
+    notes = list(section.notes)
+    content_length = -1
+    for field in section.fields:
+        name, value = field
+        if name[:1] == b":":
+            if name not in known or name in pseudo:
+                what = "repeated" if name in known else "unknown"
+                notes.append(f"{what} pseudo-header {_shown(name)}")
+                headers.append(field)
+            else:
+                if headers:
+                    notes.append(f"{_shown(name)} after other fields")
+                pseudo[name] = value
+            continue
+        if name == b"content-length" and content_length < 0 and value.isdigit() and len(value) <= 18:
+            content_length = int(value)
+        headers.append(field)
+    if not section.partial:
+        _check_pseudo(pseudo, known, notes)
+    return _Head(pseudo, headers, content_length, notes)
+
+
+def _check_pseudo(pseudo: dict[bytes, bytes], known: frozenset[bytes], notes: list[str]) -> None:
+    """Add what is odd about the pseudo-header fields of a head that was decoded in full."""
+    if known is _RESPONSE_PSEUDO:
+        status = pseudo.get(b":status")
+        if status is None:
+            notes.append("no :status")
+        elif len(status) != 3 or not status.isdigit():
+            notes.append(f":status is no number: {_shown(status)}")
+    elif b":method" not in pseudo:
+        notes.append("no :method")
+    elif b":path" not in pseudo and (pseudo[b":method"] != b"CONNECT" or b":protocol" in pseudo):
+        notes.append("no :path")
+
+
+def _request_head(
+    exchange: int, head: _Head, time_ns: int, started_ns: int, *, length: int = 0, pushed: bool = False
+) -> RequestHead:
+    value = head.pseudo.get
+    return RequestHead(
+        exchange=exchange,
+        side=Side.REQUEST,
+        time_ns=time_ns,
+        method=value(b":method", b""),
+        target=value(b":path", b""),
+        version=_VERSION,
+        headers=tuple(head.headers),
+        started_ns=started_ns,
+        scheme=value(b":scheme", b""),
+        authority=value(b":authority", b""),
+        protocol=value(b":protocol", b""),
+        pushed=pushed,
+        length=length,
+        notes=tuple(head.notes),
+    )
+
+
+# --- Words for people ---
+
+
+def _begun_by(stream_id: int) -> Side:
+    """Return who begins streams of such a number (RFC 9113, 5.1.1)."""
+    return Side.REQUEST if stream_id % 2 else Side.RESPONSE
+
+
+def _error_name(code: int) -> str:
+    return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"{code:#x}"
+
+
+def _shown(data: bytes) -> str:
+    """Return bytes as one line of text, shortened."""
+    text = str(data[:_DETAIL_LIMIT])[2:-1]
+    return text if len(data) <= _DETAIL_LIMIT else f"{text}…"
+
+
+def _detail(control: _Control) -> str:
+    """Say what a frame says; an empty text when there is nothing to say, or when it is shorter than it has to be."""
+    describe = _DETAILS.get(control.kind)
+    if not describe:
+        return ""
+    try:
+        text = describe(control.payload)
+    except struct.error:
+        return f"malformed: {_shown(control.payload)}"
+    if control.flags & _ACK and control.kind in (_SETTINGS, _PING):
+        text = f"ACK {text}".rstrip()
+    return text if len(text) <= _DETAIL_LIMIT else f"{text[:_DETAIL_LIMIT]}…"
+
+
+def _describe_settings(payload: bytes) -> str:
+    whole = payload[: min(len(payload), _DETAIL_LIMIT) // 6 * 6]
+    text = ", ".join(
+        f"{_SETTING_NAMES.get(name) or f'{name:#x}'}={value}" for name, value in struct.iter_unpack(">HI", whole)
+    )
+    return text if len(whole) == len(payload) else f"{text}, …"
+
+
+def _describe_priority(payload: bytes) -> str:
+    parent, weight = struct.unpack(">IB", payload)
+    exclusive = ", exclusive" if parent > _STREAM_MASK else ""
+    return f"after stream {parent & _STREAM_MASK}, weight {weight + 1}{exclusive}"
+
+
+def _describe_reset(payload: bytes) -> str:
+    (code,) = struct.unpack(">I", payload)
+    return _error_name(code)
+
+
+def _describe_goaway(payload: bytes) -> str:
+    last, code = struct.unpack_from(">II", payload)
+    debug = f": {_shown(payload[8:])}" if payload[8:] else ""
+    return f"last stream {last & _STREAM_MASK}, {_error_name(code)}{debug}"
+
+
+def _describe_window(payload: bytes) -> str:
+    (increment,) = struct.unpack(">I", payload)
+    return f"+{increment & _STREAM_MASK}"
+
+
+def _describe_altsvc(payload: bytes) -> str:
+    (length,) = struct.unpack_from(">H", payload)
+    origin, value = payload[2 : 2 + length], payload[2 + length :]
+    return f"{_shown(origin)} {_shown(value)}".strip()
+
+
+def _describe_origins(payload: bytes) -> str:
+    origins: list[str] = []
+    while payload and len(origins) < 10:
+        (length,) = struct.unpack_from(">H", payload)
+        origins.append(_shown(payload[2 : 2 + length]))
+        payload = payload[2 + length :]
+    return ", ".join([*origins, "…"] if payload else origins)
+
+
+def _describe_priority_update(payload: bytes) -> str:
+    (stream_id,) = struct.unpack_from(">I", payload)
+    return f"stream {stream_id & _STREAM_MASK}: {_shown(payload[4:])}"
+
+
+_DETAILS: Final[dict[int, Callable[[bytes], str]]] = {
+    _PRIORITY: _describe_priority,
+    _RST_STREAM: _describe_reset,
+    _SETTINGS: _describe_settings,
+    _PING: lambda payload: payload[:8].hex(),
+    _GOAWAY: _describe_goaway,
+    _WINDOW_UPDATE: _describe_window,
+    _ALTSVC: _describe_altsvc,
+    _ORIGIN: _describe_origins,
+    _PRIORITY_UPDATE: _describe_priority_update,
+}
