@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from helpers import GET, START_NS, Wire, make_flow, simple_exchange
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from tlscap.export.jsonl import exchange_to_line
 from tlscap.export.table import Table
 from tlscap.http.events import BodyGap, Side
 from tlscap.http.exchanges import DROPPED, Exchange, ExchangeBuilder
+from tlscap.http.messages import AppMessage
 from tlscap.model import (
     Data,
     Direction,
@@ -332,6 +336,163 @@ def test_nothing_is_kept() -> None:
         builder.feed(wire.closed())
         assert not builder._conversations
     assert builder.exchange_count == 147
+
+
+# --- HTTP/2 ---
+
+
+def server_and_client() -> tuple[H2Connection, H2Connection]:
+    """Return two ends made by others."""
+    client = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+    return H2Connection(H2Configuration(client_side=False, header_encoding=None)), client
+
+
+@pytest.mark.parametrize("alpn", ["h2", ""])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_http2(alpn: str, size: int) -> None:
+    """Two streams at once, on a connection that is known to be HTTP/2 or shows it; however it is cut."""
+    server, client = server_and_client()
+    client.initiate_connection()
+    for stream in (1, 3):
+        fields = [(":method", "POST"), (":scheme", "https"), (":authority", "h"), (":path", f"/{stream}"), ("a", "b")]
+        client.send_headers(stream, fields)
+        client.send_data(stream, b"body%d" % stream, end_stream=True)
+    asked = client.data_to_send()
+    server.receive_data(asked)
+    for stream in (3, 1):
+        server.send_headers(stream, [(":status", "200"), ("content-type", "text/plain")])
+        server.send_data(stream, b"answer%d" % stream)
+        server.send_headers(stream, [("t", "u")], end_stream=True)
+    answered = server.data_to_send()
+    wire = Wire(make_flow(alpn=alpn))
+    items = [wire.out(asked[at : at + size]) for at in range(0, len(asked), size)]
+    items += [wire.into(answered[at : at + size]) for at in range(0, len(answered), size)]
+    three, one = build(items, finish=False)
+    assert [(exchange.id, exchange.number, exchange.url) for exchange in (one, three)] == [
+        (1, 1, "https://h/1"),
+        (2, 2, "https://h/3"),
+    ]
+    for exchange in (one, three):
+        assert exchange.request
+        assert exchange.response
+        assert (exchange.protocol, exchange.complete, exchange.problems) == ("h2", True, [])
+        assert (exchange.request.body_size, exchange.response.body_size) == (5, 7)
+        assert exchange.response.trailers == ((b"t", b"u"),)
+
+
+def test_upgrade_to_http2() -> None:
+    """The request in HTTP/1.1, its answer in HTTP/2, and on it goes (RFC 7540, 3.2)."""
+    server, client = server_and_client()
+    settings_field = client.initiate_upgrade_connection()
+    server.initiate_upgrade_connection(settings_field)
+    wire = Wire()
+    items: list[Item] = [
+        wire.out(b"GET /up HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"),
+        wire.into(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"),
+    ]
+    server.receive_data(client.data_to_send())
+    server.send_headers(1, [(":status", "200")])
+    server.send_data(1, b"first", end_stream=True)
+    items.append(wire.into(server.data_to_send()))
+    client.send_headers(
+        3, [(":method", "GET"), (":scheme", "https"), (":authority", "h"), (":path", "/next")], end_stream=True
+    )
+    sent = client.data_to_send()
+    server, client = server_and_client()
+    server.initiate_upgrade_connection(settings_field)
+    client.initiate_upgrade_connection()
+    items.append(wire.out(PREFACE + SETTINGS + sent.removeprefix(PREFACE)))
+    items.append(wire.closed())
+    first, second = build(items)
+    assert first.response
+    assert (first.url, first.response.head.status, first.response.body_size) == ("https://h/up", 200, 5)
+    assert (first.interim, first.upgraded_to, first.complete, first.problems) == ([101], "h2c", True, [])
+    assert (second.url, second.number, second.response) == ("https://h/next", 2, None)
+
+
+def test_an_h2_connection_without_requests() -> None:
+    """It is named, not called unknown."""
+    builder = ExchangeBuilder()
+    wire = Wire(make_flow(alpn="h2"))
+    builder.feed(wire.out(PREFACE + SETTINGS))
+    assert [other.protocol for other in builder.others()] == ["h2"]
+
+
+# --- What is not HTTP ---
+
+
+@pytest.mark.parametrize(
+    ("first", "protocol"),
+    [
+        (b"220 mail.example.org ESMTP ready\r\n", "smtp"),
+        (b"* OK IMAP4rev1 ready\r\n", "imap"),
+        (b"+OK POP3 ready\r\n", "pop3"),
+        (b"\x10\x0e\x00\x04MQTT\x04\x02\x00\x3c\x00\x02ab", "mqtt"),
+        (b"\x00\x00\x00\x17\x00\x03\x00\x00user\x00alice\x00\x00", "postgresql"),
+        (b"*1\r\n$4\r\nPING\r\n", "redis"),
+        (b"AMQP\x00\x00\x09\x01", "amqp"),
+    ],
+)
+@pytest.mark.parametrize("role", Role)
+def test_greetings(first: bytes, protocol: str, role: Role) -> None:
+    """Protocols that begin in an unmistakable way are named."""
+    builder = ExchangeBuilder()
+    wire = Wire(make_flow(role=role))
+    builder.feed((wire.out if first[0] < 0x20 else wire.into)(first))
+    assert [other.protocol for other in builder.others()] == [protocol]
+
+
+# --- Messages ---
+
+
+class Messages:
+    """Remembers every message."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str, str, bytes]] = []
+
+    def on_message(self, exchange: Exchange, message: AppMessage) -> None:
+        self.seen.append((exchange.id, message.side.value, message.kind, message.data))
+
+
+def test_messages() -> None:
+    """Events of a compressed body, and WebSocket messages after an upgrade, reach who asked for them."""
+    sink = Messages()
+    builder = ExchangeBuilder(message_sink=sink)
+    wire = Wire()
+    events = gzip.compress(b"data: one\n\ndata: two\n\n")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    for item in (
+        wire.out(GET),
+        wire.into(head % len(events) + events),
+        wire.out(b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n"),
+        wire.into(b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"),
+        wire.out(b"\x82\x83\0\0\0\0abc"),
+        wire.closed(),
+    ):
+        builder.feed(item)
+    assert sink.seen == [
+        (1, "response", "event", b"one"),
+        (1, "response", "event", b"two"),
+        (2, "response", "text", b"hi"),
+        (2, "request", "binary", b"abc"),
+    ]
+
+
+def test_messages_end_with_a_broken_coding() -> None:
+    """What can't be decoded has no messages; the exchange is none the worse."""
+    sink = Messages()
+    builder = ExchangeBuilder(message_sink=sink)
+    wire = Wire()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: %s\r\nContent-Length: 14\r\n\r\ndata: broken\n\n"
+    done = [
+        exchange
+        for coding in (b"gzip", b"rot13")
+        for item in (wire.out(GET), wire.into(head % coding))
+        for exchange in builder.feed(item)
+    ]
+    assert [exchange.complete for exchange in done] == [True, True]
+    assert sink.seen == []
 
 
 # --- Anything at all ---

@@ -13,7 +13,7 @@ asked for it, which is over when its tunnel is; an upgrade to HTTP/2 goes on as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar, assert_never
 
@@ -126,7 +126,8 @@ class Exchange:
     def protocol(self) -> str:
         """``http/1.1``, ``http/1.0``, ``http/0.9`` or ``h2``: the older of what request and response say."""
         versions = [message.head.version for message in (self.request, self.response) if message]
-        return min(versions, default=b"http/1.1").decode("latin-1").lower()
+        version = min(versions, default=b"HTTP/1.1").decode("latin-1").lower()
+        return "h2" if version == "http/2" else version
 
     @property
     def duration_ns(self) -> int | None:
@@ -243,9 +244,13 @@ class ExchangeBuilder:
         self._unparsed += conversation.unparsed if conversation.spoke_http else 0
         return done
 
-    def _apply(self, conversation: _Conversation, events: Iterator[AnyEvent]) -> list[Exchange]:
+    def _apply(self, conversation: _Conversation, events: Iterable[AnyEvent]) -> list[Exchange]:
         """Fold events into exchanges; return those that are over, in the order in which they ended."""
         done: dict[int, Exchange] = {}
+        self._fold(conversation, events, done)
+        return list(done.values())
+
+    def _fold(self, conversation: _Conversation, events: Iterable[AnyEvent], done: dict[int, Exchange]) -> None:
         for event in events:
             exchange = conversation.open.get(event.exchange)
             match event:
@@ -283,10 +288,12 @@ class ExchangeBuilder:
                     if exchange := exchange or done.pop(event.exchange, None):
                         self._on_upgrade(conversation, exchange, event)
                 case TunnelData() | TunnelGap():
-                    if exchange:
+                    if conversation.http2:
+                        self._fold(conversation, conversation.within(event), done)
+                    elif exchange:
                         self._on_tunnel(conversation, exchange, event)
                 case TunnelEnd():
-                    if exchange and self._on_tunnel_end(conversation, exchange, event):
+                    if exchange and not conversation.http2 and self._on_tunnel_end(conversation, exchange, event):
                         done[event.exchange] = conversation.open.pop(event.exchange)
                 case ControlFrame():
                     pass
@@ -295,7 +302,6 @@ class ExchangeBuilder:
                         conversation.unparsed += event.length
                 case _:
                     assert_never(event)
-        return list(done.values())
 
     def _begin(self, conversation: _Conversation, head: RequestHead | ResponseHead) -> Exchange:
         self.exchange_count += 1
@@ -408,7 +414,8 @@ class _Conversation:
         self._over: set[tuple[int, Side]] = set()
         self._chooser = ProtocolChooser(flow)
         self._observer: Observer | None = None
-        self._http2: Http2Connection | None = None
+        self.http2: Http2Connection | None = None
+        """What the tunnel carries, after an upgrade to h2c."""
         self._closed: set[Direction] = set()
         self._lengths = [0, 0]
 
@@ -416,17 +423,21 @@ class _Conversation:
     def requests_go(self) -> Direction:
         return self._chooser.requests_go
 
-    def take(self, item: Data | Gap) -> Iterator[AnyEvent]:
-        """Yield what the next bytes mean."""
+    def take(self, item: Data | Gap) -> list[AnyEvent]:
+        """Return what the next bytes mean."""
         self._lengths[item.direction] += len(item.data) if isinstance(item, Data) else item.length
-        if self._observer:
-            yield from self._observe(self._observer, item)
-        elif not self._chooser.protocol:
-            self._observer = self._chooser.take(item)
-            if self._observer:
-                for held in self._chooser.held:
-                    yield from self._observe(self._observer, held)
-                self._chooser.held.clear()
+        observer = self._observer
+        if observer:
+            return self._observe(observer, item)
+        if self._chooser.protocol:
+            return []
+        observer = self._observer = self._chooser.take(item)
+        events: list[AnyEvent] = []
+        if observer:
+            for held in self._chooser.held:
+                events += self._observe(observer, held)
+            self._chooser.held.clear()
+        return events
 
     def half_close(self, item: HalfClosed) -> Iterator[AnyEvent]:
         """Yield what the orderly end of one direction means."""
@@ -441,10 +452,18 @@ class _Conversation:
                 whole = direction is Direction.OUTBOUND and why == DROPPED
                 yield from self._finish(self._observer, self._side(direction), time_ns, "" if whole else why)
 
+    def within(self, event: TunnelData | TunnelGap) -> list[AnyEvent]:
+        """Return what a tunnel's bytes mean when it carries HTTP/2."""
+        if self.http2 is None:
+            return []
+        if isinstance(event, TunnelData):
+            return self.http2.feed(event.side, event.data, event.time_ns)
+        return self.http2.gap(event.side, event.length, event.reason, event.time_ns)
+
     def go_on_as_http2(self, exchange: int, method: bytes) -> None:
         """What the tunnel carries is HTTP/2, beginning with the answer to this exchange (RFC 7540, 3.2)."""
         self._over.add((exchange, Side.REQUEST))
-        self._http2 = Http2Connection(upgraded_exchange=exchange, upgraded_method=method)
+        self.http2 = Http2Connection(upgraded_exchange=exchange, upgraded_method=method)
 
     def message_over(self, exchange: Exchange, end: MessageEnd) -> bool:
         """Note the end of a message; return whether it was also the end of the exchange."""
@@ -473,31 +492,16 @@ class _Conversation:
     def _side(self, direction: Direction) -> Side:
         return Side.REQUEST if direction is self.requests_go else Side.RESPONSE
 
-    def _observe(self, observer: Observer, item: Data | Gap) -> Iterator[AnyEvent]:
+    def _observe(self, observer: Observer, item: Data | Gap) -> list[AnyEvent]:
         side = self._side(item.direction)
         if isinstance(item, Data):
-            events = observer.feed(side, item.data, item.time_ns)
-        else:
-            events = observer.gap(side, item.length, item.reason, item.time_ns)
-        return self._through(events)
+            return observer.feed(side, item.data, item.time_ns)
+        return observer.gap(side, item.length, item.reason, item.time_ns)
 
     def _finish(self, observer: Observer, side: Side, time_ns: int, why: str) -> Iterator[AnyEvent]:
-        yield from self._through(observer.finish(side, time_ns, why=why))
-        if self._http2:
-            yield from self._http2.finish(side, time_ns, why=why)
-
-    def _through(self, events: list[AnyEvent]) -> Iterator[AnyEvent]:
-        """Yield events, those of an HTTP/2 connection in place of the tunnel that carries it."""
-        for event in events:
-            http2 = self._http2
-            if http2 is None:
-                yield event
-            elif isinstance(event, TunnelData):
-                yield from http2.feed(event.side, event.data, event.time_ns)
-            elif isinstance(event, TunnelGap):
-                yield from http2.gap(event.side, event.length, event.reason, event.time_ns)
-            elif not isinstance(event, TunnelEnd | Upgraded):
-                yield event
+        yield from observer.finish(side, time_ns, why=why)
+        if self.http2:
+            yield from self.http2.finish(side, time_ns, why=why)
 
 
 def request_url(flow: Flow, requests_go: Direction, head: RequestHead) -> str:
