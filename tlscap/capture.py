@@ -46,6 +46,12 @@ class Capture:
         self.is_sidecar = False
 
     @property
+    def stream(self) -> BinaryIO:
+        """The file, from its beginning."""
+        self._stream.seek(0)
+        return self._stream
+
+    @property
     def note(self) -> str:
         """Who made the capture and where, in one line; known after a pass over a sidecar."""
         start = self.table.start if self.table else {}
