@@ -34,6 +34,7 @@ class Capture:
         """The flow table of the latest pass over a sidecar."""
         self.is_sidecar = True
         self._stream = stream
+        self._reader: SidecarReader | None = None
         head = stream.read(len(identity()))
         if is_sidecar(head) or identity().startswith(head):
             return  # SidecarReader says what is wrong with an empty or cut file
@@ -50,6 +51,11 @@ class Capture:
         """The file, from its beginning."""
         self._stream.seek(0)
         return self._stream
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file that the present pass has consumed."""
+        return self._reader.position if self._reader else self._stream.tell()
 
     @property
     def note(self) -> str:
@@ -74,7 +80,8 @@ class Capture:
         self.table = table = FlowTable()
         self.totals = table.totals
         feed = table.feed
-        for frame in SidecarReader(self._stream).frames():
+        self._reader = SidecarReader(self._stream)
+        for frame in self._reader.frames():
             for event in decode(frame):
                 yield from feed(event)
 

@@ -19,6 +19,7 @@ from tlscap.errors import TlscapError
 COMMANDS = {
     "record": "Record what programs say over TLS.",
     "inspect": "Show the HTTP exchanges of a capture.",
+    "diff": "Show what changed between two captures.",
     "rebuild": "Write the pcapng of a sidecar again.",
     "import": "Take over another program's capture, or a HAR file.",
 }

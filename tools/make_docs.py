@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Writes docs/cli.md: every command with its help, as the program itself prints it.  A test compares."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 110
+
+
+def contexts() -> list[click.Context]:
+    """Return a context for every command, the program's own first."""
+    from tlscap.cli.main import COMMANDS, tlscap
+
+    def context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
+        settings = {"terminal_width": WIDTH, "max_content_width": WIDTH, **command.context_settings}
+        return click.Context(command, info_name=name, parent=parent, **settings)
+
+    root = context(tlscap, "tlscap", None)
+    found = [root]
+    for name in COMMANDS:
+        command = tlscap.get_command(root, name)
+        assert command is not None
+        found.append(context(command, name, root))
+    return found
+
+
+def text() -> str:
+    """Return the page."""
+    parts = [
+        "# The command line\n",
+        "Written by `tools/make_docs.py` from the program's own help; exit statuses are in the [README](../README.md#exit-statuses).\n",
+    ]
+    parts += [f"## {one.command_path}\n\n```\n{one.command.get_help(one)}\n```\n" for one in contexts()]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    page = ROOT / "docs" / "cli.md"
+    page.write_text(text(), encoding="utf-8")
+    sys.stdout.write(f"{page}\n")
+
+
+if __name__ == "__main__":
+    main()
