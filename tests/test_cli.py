@@ -176,7 +176,7 @@ def test_usage_errors_of_click(run: Run, arguments: list[str], text: str) -> Non
         (["record", "--ring-size", "3GiB", "--", "true"], "--ring-size must lie between"),
         (["record", "--container", "x"], "is not a container id"),
         (["inspect", "--raw", "x"], "need --body"),
-        (["inspect", "--body", "1", "--json", "x"], "can't be combined"),
+        (["inspect", "--body", "1", "--json", "x"], "are two answers"),
     ],
 )
 def test_usage_errors_of_ours(run: Run, arguments: list[str], text: str) -> None:

@@ -410,6 +410,47 @@ def test_upgrade_to_http2() -> None:
     assert (second.url, second.number, second.response) == ("https://h/next", 2, None)
 
 
+def test_websocket_over_http2() -> None:
+    """A stream becomes a tunnel (RFC 8441); its exchange ends with the stream, others go on beside it."""
+    server, client = server_and_client()
+    server.local_settings.enable_connect_protocol = 1
+    server.initiate_connection()
+    client.initiate_connection()
+    client.receive_data(server.data_to_send())
+    asks = [
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "https"),
+        (":authority", "h"),
+        (":path", "/ws"),
+    ]
+    client.send_headers(1, asks)
+    client.send_headers(
+        3, [(":method", "GET"), (":scheme", "https"), (":authority", "h"), (":path", "/")], end_stream=True
+    )
+    asked = client.data_to_send()
+    server.receive_data(asked)
+    server.send_headers(1, [(":status", "200")])
+    server.send_data(1, b"\x81\x02hi")
+    answered = server.data_to_send()
+    client.receive_data(answered)
+    client.send_data(1, b"\x81\x83\0\0\0\0you", end_stream=True)
+    server.send_data(1, b"\x88\x00", end_stream=True)
+    sink = Messages()
+    builder = ExchangeBuilder(message_sink=sink)
+    wire = Wire(make_flow(alpn="h2"))
+    done = [one for item in (wire.out(asked), wire.into(answered)) for one in builder.feed(item)]
+    assert done == []
+    done = [one for data in (client.data_to_send(),) for one in builder.feed(wire.out(data))]
+    done += builder.feed(wire.into(server.data_to_send()))
+    (exchange,) = done
+    assert (exchange.url, exchange.upgraded_to, exchange.complete) == ("https://h/ws", "websocket", True)
+    assert exchange.tunnel == {Side.REQUEST: 9, Side.RESPONSE: 6}
+    assert exchange.message_counts == {Side.REQUEST: 1, Side.RESPONSE: 1}
+    assert [message[2:] for message in sink.seen] == [("text", b"hi"), ("text", b"you"), ("close", b"")]
+    assert [one.url for one in builder.finish(0)] == ["https://h/"]
+
+
 def test_an_h2_connection_without_requests() -> None:
     """It is named, not called unknown."""
     builder = ExchangeBuilder()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from captures import answer, get, write_capture
 from click.testing import CliRunner, Result
 from helpers import GET, Wire, make_flow, simple_exchange
 
 from tlscap.cli import inspect as module
-from tlscap.errors import TlscapError, UsageError
+from tlscap.errors import OutputError, TlscapError, UsageError
 from tlscap.model import Direction, Item, Totals
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -71,7 +72,7 @@ def test_table(run: Run) -> None:
     header, row = result.stdout.splitlines()
     assert header.split() == ["#", "TIME", "PROCESS", "METHOD", "URL", "STATUS", "TYPE", "SENT", "RECEIVED", "TOOK"]
     assert row.split()[2:6] == ["curl[4711]", "GET", "https://a/", "200"]
-    assert result.stderr == "1 exchange on 2 connections; 1 connection spoke h2 (not decoded yet)\n"
+    assert result.stderr == "1 exchange on 2 connections; 1 connection was HTTP/2 without an exchange\n"
 
 
 def test_json(run: Run) -> None:
@@ -108,8 +109,7 @@ def test_color(run: Run, choice: str, *, colored: bool) -> None:
 
 def test_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, columns fit and colors are on; NO_COLOR turns them off."""
-    monkeypatch.setattr(module, "_is_terminal", lambda: True)
-    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setattr("tlscap.cli.output.terminal_width", lambda: 110)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[32m" in run(two_flows()).stdout
     monkeypatch.setenv("NO_COLOR", "1")
@@ -189,10 +189,126 @@ def test_errors(run: Run, items: list[Item], arguments: list[str], message: str)
     assert message in str(error)
 
 
-@pytest.mark.parametrize("arguments", [["--raw"], ["--request-body"], ["--json", "--body", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--raw"],
+        ["--request-body"],
+        ["--json", "--body", "1"],
+        ["--har", "--curl"],
+        ["--hex"],
+        ["--address"],
+        ["--headers", "--stats"],
+        ["status:200", "--body", "1"],
+        ["status:"],
+    ],
+)
 def test_usage(run: Run, arguments: list[str]) -> None:
     """Options that make no sense together are refused."""
     assert isinstance(run([], *arguments).exception, UsageError)
+
+
+# --- The other forms ---
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A capture of two connections, on disk."""
+    one = [
+        (get("/json", "X-A: b"), answer(b'{"a": 1}', "Content-Type: application/json")),
+        (get("/missing"), answer(b"gone", "Content-Type: text/plain", status=404)),
+    ]
+    return str(write_capture(tmp_path / "c.tlscap.zst", one, [(get("/other", host="b"), answer(b"\x00\xff"))]))
+
+
+def invoke(path: str, *arguments: str) -> Result:
+    result = CliRunner().invoke(module.inspect, [path, *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_filter(path: str) -> None:
+    """Words of a filter, in one argument or several; the closing line says of how many."""
+    for words in (["status:404"], ["method:GET status:4xx"], ["method:GET", "status:4xx"]):
+        result = invoke(path, *words, "--json")
+        assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == [404]
+        assert result.stderr == "1 of 3 exchanges on 2 connections\n"
+    assert invoke(path, "resp.body~gone", "--json").stdout.count("\n") == 1
+
+
+def test_har(path: str) -> None:
+    """One JSON document, with the bodies of what was asked for and no other."""
+    har = json.loads(invoke(path, "--har").stdout)
+    assert [entry["request"]["url"] for entry in har["log"]["entries"]] == [
+        "https://example.org/json",
+        "https://example.org/missing",
+        "https://b/other",
+    ]
+    assert har["log"]["entries"][0]["response"]["content"]["text"] == '{"a": 1}'
+    assert len(json.loads(invoke(path, "--har", "host:b").stdout)["log"]["entries"]) == 1
+    assert json.loads(invoke(path, "--har", "host:nowhere").stdout)["log"]["entries"] == []
+
+
+def test_curl(path: str) -> None:
+    """A command for each; on request to the recorded address."""
+    assert "curl --http1.1 https://b/other" in invoke(path, "--curl").stdout
+    assert "--connect-to ::93.184.216.34:443" in invoke(path, "--curl", "--address", "host:b").stdout
+
+
+def test_headers(path: str) -> None:
+    """Heads as sent, marked by who sent them."""
+    lines = invoke(path, "--headers", "path:/json").stdout.splitlines()
+    assert lines[0].endswith("https://example.org/json")
+    assert lines[1:4] == ["> GET /json HTTP/1.1", "> Host: example.org", "> X-A: b"]
+    assert "< Content-Type: application/json" in lines
+    assert "\x1b[36m" in invoke(path, "--headers", "--color", "always").stdout
+
+
+def test_flows(path: str) -> None:
+    """Connections, all or those with a wanted exchange."""
+    rows = invoke(path, "--flows").stdout.splitlines()
+    assert len(rows) == 3
+    assert "syscall" in rows[1]
+    (only,) = invoke(path, "--flows", "--json", "status:404").stdout.splitlines()
+    assert json.loads(only)["exchanges"] == 2
+
+
+def test_stats(path: str) -> None:
+    """Sums, for people and for programs."""
+    assert "example.org" in invoke(path, "--stats").stdout
+    assert json.loads(invoke(path, "--stats", "--json").stdout)["exchanges"] == 3
+
+
+def test_follow(path: str) -> None:
+    """The conversation around an exchange, or on a connection; its heads; its bytes."""
+    whole = invoke(path, "--follow", "2").stdout
+    assert "GET /json" in whole
+    assert "gone" in whole
+    assert "/other" not in whole
+    assert "gone" not in invoke(path, "--follow", "2", "--headers").stdout
+    assert "|GET /other HTTP/|" in invoke(path, "--follow-flow", "2", "--hex").stdout
+    for arguments, message in ((["--follow", "9"], "no exchange 9"), (["--follow-flow", "9"], "no connection 9")):
+        error = CliRunner().invoke(module.inspect, [path, *arguments]).exception
+        assert isinstance(error, TlscapError)
+        assert message in str(error)
+
+
+def test_hex_body(path: str) -> None:
+    """Bytes that a terminal should not get."""
+    assert invoke(path, "--body", "3", "--hex").stdout == "00000000  00 ff" + " " * 45 + "|..|\n"
+
+
+def test_bodies(path: str, tmp_path: Path) -> None:
+    """A file for each, for its owner only; an existing one is left alone."""
+    folder = tmp_path / "bodies"
+    result = invoke(path, "--bodies", str(folder), "host:example.org")
+    assert sorted(file.name for file in folder.iterdir()) == ["0001-response.json", "0002-response.txt"]
+    assert (folder / "0001-response.json").read_bytes() == b'{"a": 1}'
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert f"{folder}/0001-response.json  8" in result.stdout
+    again = CliRunner().invoke(module.inspect, [path, "--bodies", str(folder)]).exception
+    assert isinstance(again, OutputError)
 
 
 def script(body: str) -> list[str]:

@@ -4,6 +4,7 @@
 
     TlscapError                     exit 1   anything below, and what has no better name
     ├── UsageError                  exit 2   a wrong option or a combination that makes no sense
+    │   └── filters.FilterError              a filter that can't be understood: three lines that show the place
     ├── CaptureError                exit 3   the live side could not start or go on
     │   ├── PrivilegeError                   not root, no CAP_BPF / CAP_PERFMON
     │   ├── UnsupportedError                 this kernel or library lacks a feature

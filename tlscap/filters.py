@@ -23,6 +23,7 @@ import codecs
 import contextlib
 import difflib
 import ipaddress
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -335,13 +336,12 @@ class _Parser:
         for prefix, sides in _HEADER_PREFIXES.items():
             if name.startswith(prefix) and len(name) > len(prefix):
                 return _texts(_field_values(name.removeprefix(prefix).encode(), sides))
-        if meant := _SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name[:_SHOWN], KEYS, 1)), ""):
-            raise self._source.error(f"unknown key {name!r}: did you mean {meant!r}?", start, end)
+        meant = _SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name[:_SHOWN], KEYS, 1)), "")
         raise self._source.error(
-            f"unknown key {name!r}; to find it in the URL, put it in quotes",
+            f"unknown key {name!r}{f': did you mean {meant!r}?' if meant else ''}",
             start,
             end,
-            hint=f"keys: {', '.join(KEYS)}",
+            hint="in quotes it is searched for in the URL" + ("" if meant else f"; keys: {', '.join(KEYS)}"),
         )
 
     def _value(self) -> _Value:
@@ -536,7 +536,7 @@ def _containing(pieces: list[str]) -> _TextTest:
 # --- Numbers ---
 
 _Span = tuple[float, float]
-"""The smallest and the largest of the numbers that something stands for."""
+"""The smallest and the largest of the whole numbers that something stands for; none, if they are the wrong way round."""
 _Numbers = Callable[[Exchange], Iterable[int]]
 _FlowNumbers = Callable[[Flow], Iterable[int]]
 
@@ -605,7 +605,7 @@ def _wanted(term: _Term, unit: _Unit) -> _Span:
 
 
 def _compared(operator: str, span: _Span) -> _Span:
-    """Return the span of the whole numbers of which ``number operator span`` is true."""
+    """Return the span of the numbers of which ``number operator span`` is true."""
     low, high = span
     match operator:
         case ">":
@@ -643,8 +643,7 @@ def _parse_size(text: str) -> _Span | None:
     match = _SIZE.fullmatch(text)
     if not match:
         return None
-    size = int(Decimal(match[1]) * _SIZES[match[2].lower()])
-    return size, size
+    return _whole(Decimal(match[1]) * _SIZES[match[2].lower()])
 
 
 def _parse_duration(text: str) -> _Span | None:
@@ -652,8 +651,13 @@ def _parse_duration(text: str) -> _Span | None:
     if not match:
         return None
     parts = _DURATION_PART.findall(match[2])
-    length = sum(int(Decimal(number) * _NANOSECONDS[unit.lower()]) for number, unit in parts)
-    return (-length, -length) if match[1] else (length, length)
+    length = sum((Decimal(number) * _NANOSECONDS[unit.lower()] for number, unit in parts), Decimal(0))
+    return _whole(-length if match[1] else length)
+
+
+def _whole(number: Decimal) -> _Span:
+    """Return the whole number that equals this; of one between two of them, what to compare with."""
+    return math.ceil(number), math.floor(number)
 
 
 _PLAIN: Final = _Unit("a number such as 443", _parse_number)

@@ -105,7 +105,7 @@ echo "\$ cat .demo/requests.sh"
 cat .demo/requests.sh
 echo
 echo "\$ sudo tlscap record -o .demo/demo -- sh .demo/requests.sh"
-options="--silent --http1.1 --cacert $work/ca.pem --output /dev/null --output /dev/null" \
+options="--silent --cacert $work/ca.pem --output /dev/null --output /dev/null" \
     "$tlscap" record -o .demo/demo --force -- sh .demo/requests.sh
 
 color=auto

@@ -1,215 +1,219 @@
-"""``tlscap inspect``: the HTTP exchanges in a recording, as a table, as JSON, or one body.
+"""``tlscap inspect``: what a capture holds, as a table, for programs, or one thing taken out of it.
 
-Rows go out as exchanges complete, so a pipe sees them at once.  On a terminal the first ones wait until the columns'
+Rows go out as exchanges end, so a pipe sees them at once.  On a terminal the first ones wait until the columns'
 widths are known.  Standard output holds the answer and nothing else; the closing line and warnings go to standard error.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from typing import BinaryIO, Final
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import click
 
 from tlscap import capture
-from tlscap.errors import TlscapError, UsageError
-from tlscap.export.jsonl import exchange_to_line
-from tlscap.export.table import Table, human_size, visible
-from tlscap.http.content import ContentDecoder, ContentError
-from tlscap.http.events import BodyGap, Side
-from tlscap.http.exchanges import Exchange, ExchangeBuilder
-from tlscap.model import Item
+from tlscap.cli.output import Sinks, count_of, exchanges_of, quiet_broken_pipe, use_color, warn_of, with_progress
+from tlscap.errors import UsageError
+from tlscap.export.table import human_size, visible
+from tlscap.filters import Filter, compile_filter
+from tlscap.http.bodies import BodyCollector
+from tlscap.http.events import Side
+from tlscap.http.exchanges import BodySink, Exchange, ExchangeBuilder, MessageSink
 
 INCOMPLETE: Final = 6
 """Exit status: what was asked for is there, but bytes of it are missing."""
 
-_ROWS_TO_FIT: Final = 200  # rows that a terminal waits for, so that columns fit
+SEARCH_LIMIT: Final = 16 << 20
+"""Bytes of a body that a filter looks at."""
+
+
+class Reading:
+    """One pass over a capture: the exchanges that are wanted, and what is said of the others at the end."""
+
+    def __init__(
+        self,
+        opened: capture.Capture,
+        wanted: Filter,
+        *,
+        body_sink: BodySink | None = None,
+        message_sink: MessageSink | None = None,
+        color: bool = False,
+    ) -> None:
+        self.opened = opened
+        self.wanted = wanted
+        self.color = color
+        self.count = 0
+        self._bodies = None
+        sinks = [body_sink] if body_sink else []
+        if wanted.needs_bodies:
+            self._bodies = BodyCollector(limit=SEARCH_LIMIT, chosen=lambda _, side: side in wanted.needs_bodies)
+            sinks.append(self._bodies)
+        sink = None if not sinks else sinks[0] if len(sinks) == 1 else Sinks(*sinks)
+        self.builder = ExchangeBuilder(sink, message_sink)
+
+    def exchanges(self, otherwise: Callable[[Exchange], object] | None = None) -> Iterator[Exchange]:
+        """Yield those that are wanted; the others are shown to ``otherwise``."""
+        for exchange in exchanges_of(with_progress(self.opened), self.builder):
+            if self.is_wanted(exchange):
+                yield exchange
+            elif otherwise:
+                otherwise(exchange)
+
+    def is_wanted(self, exchange: Exchange) -> bool:
+        """Tell whether the filter takes an exchange that ended, and count it."""
+        matches = self.wanted.matches(exchange, self._bodies)
+        if self._bodies:
+            self._bodies.forget(exchange)
+        self.count += matches
+        return matches
+
+    def close(self) -> None:
+        """Say what else there is to know."""
+        sys.stdout.flush()
+        warn_of(self.opened)
+        click.echo(self._closing_line(), err=True)
+
+    def _closing_line(self) -> str:
+        builder, totals = self.builder, self.opened.totals
+        shown = f"{self.count:,} of " if self.wanted.text.strip() else ""
+        parts = [
+            f"{shown}{count_of(builder.exchange_count, 'exchange')} on {count_of(builder.flow_count, 'connection')}"
+        ]
+        for protocol, number in sorted(Counter(other.protocol for other in builder.others()).items()):
+            if protocol == "h2":
+                what = "was HTTP/2 without an exchange" if number == 1 else "were HTTP/2 without an exchange"
+            else:
+                what = f"spoke {'something unknown' if protocol == 'unknown' else visible(protocol)}"
+            parts.append(f"{count_of(number, 'connection')} {what}")
+        if builder.unparsed_bytes:
+            parts.append(f"{human_size(builder.unparsed_bytes)} of HTTP connections not readable as HTTP")
+        if totals and not totals.complete:
+            parts.append(f"{count_of(totals.lost, 'byte')} lost in {count_of(totals.gaps, 'hole')}")
+        return "; ".join(parts)
 
 
 @click.command()
 @click.argument("file", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.argument("filter_words", nargs=-1, metavar="[FILTER]")
 @click.option(
-    "--body",
-    "body_id",
-    type=click.IntRange(min=1),
-    metavar="ID",
-    help="Write the body of this exchange's response to standard output.",
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object a line (docs/exchange.schema.json); also with --flows and --stats.",
 )
+@click.option("--har", is_flag=True, help="A HAR file, for the developer tools of browsers.")
+@click.option("--curl", is_flag=True, help="Commands that repeat the requests.")
+@click.option(
+    "--address", is_flag=True, help="With --curl: connect to the recorded address, not to what the name means today."
+)
+@click.option("--headers", is_flag=True, help="The heads of requests and responses, as they were sent.")
+@click.option(
+    "--flows", is_flag=True, help="Connections: process, addresses and how they were found, names, bytes, holes."
+)
+@click.option("--stats", is_flag=True, help="Sums and latencies by host, status, type and process.")
+@click.option("--follow", "follow_id", type=click.IntRange(min=1), metavar="ID",
+              help="The whole conversation on the connection of this exchange.")  # fmt: skip
+@click.option("--follow-flow", "flow_id", type=click.IntRange(min=1), metavar="FLOW",
+              help="The same for a connection by its number in --flows, also when it is not HTTP.")  # fmt: skip
+@click.option("--body", "body_id", type=click.IntRange(min=1), metavar="ID",
+              help="Write the body of this exchange's response to standard output.")  # fmt: skip
 @click.option("--request-body", is_flag=True, help="With --body: the request's body instead.")
 @click.option("--raw", is_flag=True, help="With --body: don't undo the content encoding.")
 @click.option(
-    "--color",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Color the table by status.",
+    "--hex", "as_hex", is_flag=True, help="With --body, --follow or --follow-flow: every byte, in hexadecimal."
 )
-def inspect(file: str, *, as_json: bool, body_id: int | None, request_body: bool, raw: bool, color: str) -> None:
-    """Show the HTTP exchanges in FILE.
+@click.option("--bodies", "bodies_folder", type=click.Path(), metavar="DIR",
+              help="Write every body to a file of its own in this folder.")  # fmt: skip
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
+              help="Color what goes to standard output.")  # fmt: skip
+def inspect(
+    file: str,
+    *,
+    filter_words: tuple[str, ...],
+    as_json: bool,
+    har: bool,
+    curl: bool,
+    address: bool,
+    headers: bool,
+    flows: bool,
+    stats: bool,
+    follow_id: int | None,
+    flow_id: int | None,
+    body_id: int | None,
+    request_body: bool,
+    raw: bool,
+    as_hex: bool,
+    bodies_folder: str | None,
+    color: str,
+) -> None:
+    """Show the HTTP exchanges in FILE, a sidecar or a pcapng that tlscap wrote.
 
-    A "!" at the end of a row says that not every byte of the exchange was seen; --json says why.
+    FILTER says which ones (docs/filters.md). A "!" at the end of a row says that not every byte of the exchange was seen; --json
+    says why.
+
+    \b
+      tlscap inspect c.pcapng
+      tlscap inspect c.pcapng host:api.example.com status:5xx
+      tlscap inspect c.pcapng 'method:POST body~"token" time>1s' --json
+      tlscap inspect c.pcapng --follow 3
     """
-    if body_id is None and (request_body or raw):
-        raise UsageError("--request-body and --raw need --body ID")
-    if body_id is not None and as_json:
-        raise UsageError("--body writes bytes: it can't be combined with --json")
-    with _quiet_broken_pipe(), capture.open_capture(file) as opened:
-        if body_id is None:
-            _list_exchanges(opened, as_json=as_json, color=color)
+    modes = {
+        "--json": as_json and not (flows or stats),
+        "--har": har,
+        "--curl": curl,
+        "--flows": flows,
+        "--stats": stats,
+        "--follow": follow_id is not None,
+        "--follow-flow": flow_id is not None,
+        "--body": body_id is not None,
+        "--bodies": bodies_folder is not None,
+    }
+    chosen = [name for name, is_chosen in modes.items() if is_chosen]
+    _check(chosen, request_body=request_body, raw=raw, as_hex=as_hex, address=address, headers=headers)
+    wanted = compile_filter(" ".join(filter_words))
+    if filter_words and any(mode in chosen for mode in ("--body", "--follow", "--follow-flow")):
+        raise UsageError(f"{chosen[0]} names what to show: it takes no filter")
+    with quiet_broken_pipe(), capture.open_capture(file) as opened:
+        # What a mode needs is imported when it is used: the table comes at once.
+        if body_id is not None:
+            from tlscap.cli.extract import write_body  # noqa: PLC0415
+
+            write_body(opened, body_id, Side.REQUEST if request_body else Side.RESPONSE, raw=raw, as_hex=as_hex)
+        elif bodies_folder is not None:
+            from tlscap.cli.extract import write_bodies  # noqa: PLC0415
+
+            write_bodies(opened, wanted, bodies_folder)
+        elif follow_id is not None or flow_id is not None:
+            from tlscap.cli.reading import follow  # noqa: PLC0415
+
+            follow(opened, follow_id, flow_id, heads_only=headers, as_hex=as_hex, color=use_color(color))
+        elif flows:
+            from tlscap.cli.reading import list_flows  # noqa: PLC0415
+
+            list_flows(opened, wanted, as_json=as_json, color=use_color(color))
+        elif stats:
+            from tlscap.cli.reading import show_stats  # noqa: PLC0415
+
+            show_stats(opened, wanted, as_json=as_json)
         else:
-            _write_body(opened, body_id, Side.REQUEST if request_body else Side.RESPONSE, raw=raw)
+            from tlscap.cli.listing import list_exchanges  # noqa: PLC0415
+
+            form = chosen[0].removeprefix("--") if chosen else "headers" if headers else "table"
+            list_exchanges(opened, wanted, form, address=address, color=use_color(color))
 
 
-# --- The list ---
-
-
-def _list_exchanges(opened: capture.Capture, *, as_json: bool, color: str) -> None:
-    builder = ExchangeBuilder()
-    count = 0
-
-    def counted() -> Iterator[Exchange]:
-        nonlocal count
-        for exchange in _exchanges(builder, opened.items()):
-            count += 1
-            yield exchange
-
-    for line in map(exchange_to_line, counted()) if as_json else _table_lines(counted(), color):
-        click.echo(line, color=True)  # whether to color was decided above
-    sys.stdout.flush()
-    _warn(opened)
-    click.echo(_closing_line(builder, opened, count), err=True)
-
-
-def _exchanges(builder: ExchangeBuilder, items: Iterator[Item]) -> Iterator[Exchange]:
-    time_ns = 0
-    for item in items:
-        time_ns = item.time_ns
-        yield from builder.feed(item)
-    yield from builder.finish(time_ns)
-
-
-def _table_lines(exchanges: Iterator[Exchange], color: str) -> Iterator[str]:
-    terminal = _is_terminal()
-    colored = color == "always" or (color == "auto" and terminal and "NO_COLOR" not in os.environ)
-    width = shutil.get_terminal_size().columns if terminal else None
-    table = Table(width=width, color=colored)
-    first: list[Exchange] = []
-    if terminal:
-        for exchange in exchanges:
-            first.append(exchange)
-            if len(first) == _ROWS_TO_FIT:
-                break
-        table.fit(first)
-    yield table.header()
-    yield from map(table.row, first)
-    yield from map(table.row, exchanges)
-
-
-def _is_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def _closing_line(builder: ExchangeBuilder, opened: capture.Capture, count: int) -> str:
-    parts = [f"{_counted(count, 'exchange')} on {_counted(builder.flow_count, 'connection')}"]
-    for protocol, number in sorted(Counter(other.protocol for other in builder.others()).items()):
-        what = "something unknown" if protocol == "unknown" else f"{visible(protocol)} (not decoded yet)"
-        parts.append(f"{_counted(number, 'connection')} spoke {what}")
-    if builder.unparsed_bytes:
-        parts.append(f"{human_size(builder.unparsed_bytes)} of HTTP connections not readable as HTTP")
-    if opened.totals and not opened.totals.complete:
-        parts.append(f"{_counted(opened.totals.lost, 'byte')} lost in {_counted(opened.totals.gaps, 'hole')}")
-    return "; ".join(parts)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-# --- One body ---
-
-
-class _BodyWriter:
-    """Writes one body as it passes: a `BodySink`."""
-
-    def __init__(self, exchange_id: int, side: Side, output: BinaryIO, *, raw: bool) -> None:
-        self._id = exchange_id
-        self._side = side
-        self._output = output
-        self._raw = raw
-        self._decoder: ContentDecoder | None = None
-        self._stopped = False
-
-    def on_body(self, exchange: Exchange, side: Side, piece: bytes | BodyGap) -> None:
-        """Write a piece, if it is one of the chosen body."""
-        if exchange.id != self._id or side is not self._side or self._stopped:
-            return
-        encodings = "" if self._raw else _encodings(exchange, side)
-        if isinstance(piece, BodyGap):
-            self._stopped = bool(encodings)  # no coding can go on after a hole
-            return
-        try:
-            self._decoder = self._decoder or ContentDecoder(encodings)
-            for decoded in self._decoder.feed(piece):
-                self._output.write(decoded)
-        except ContentError as error:
-            self._output.flush()
-            raise TlscapError(
-                f"the body of exchange {self._id} can't be decoded: {error}", hint="--raw writes it as it was sent"
-            ) from None
-
-    @property
-    def content_complete(self) -> bool:
-        """Whether what was written is all that the content coding announced."""
-        return not self._decoder or self._decoder.complete
-
-
-def _encodings(exchange: Exchange, side: Side) -> str:
-    message = exchange.message(side)
-    return message.encodings if message else ""
-
-
-def _write_body(opened: capture.Capture, exchange_id: int, side: Side, *, raw: bool) -> None:
-    output = sys.stdout.buffer
-    writer = _BodyWriter(exchange_id, side, output, raw=raw)
-    builder = ExchangeBuilder(writer)
-    exchange = next((done for done in _exchanges(builder, opened.items()) if done.id == exchange_id), None)
-    output.flush()
-    _warn(opened)
-    if exchange is None:
-        there = f"the last one is {builder.exchange_count}" if builder.exchange_count else "there are none"
-        raise TlscapError(f"no exchange {exchange_id} in this recording: {there}")
-    message = exchange.message(side)
-    if message is None:
-        raise TlscapError(f"exchange {exchange_id} has no {side.value}: {visible('; '.join(exchange.problems))}")
-    if not message.complete or not writer.content_complete:
-        missing = f": {human_size(message.gap_bytes)} bytes missing" if message.gap_bytes else ""
-        problems = "; ".join(exchange.problems) or "the encoded content ends too early"
-        click.echo(f"the body of exchange {exchange_id} is incomplete{missing} ({visible(problems)})", err=True)
-        raise SystemExit(INCOMPLETE)
-
-
-# --- Both ---
-
-
-def _warn(opened: capture.Capture) -> None:
-    if opened.truncated:
-        click.echo(f"warning: {visible(opened.truncated)}", err=True)
-
-
-@contextlib.contextmanager
-def _quiet_broken_pipe() -> Iterator[None]:
-    """End quietly when the reader of standard output went away: it has what it wanted."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes once more at exit, which must not fail again.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+def _check(chosen: list[str], *, request_body: bool, raw: bool, as_hex: bool, address: bool, headers: bool) -> None:
+    """Refuse options that make no sense together."""
+    if len(chosen) > 1:
+        raise UsageError(f"{chosen[0]} and {chosen[1]} are two answers: ask for one of them")
+    mode = chosen[0] if chosen else ""
+    if (request_body or raw) and mode != "--body":
+        raise UsageError("--request-body and --raw need --body ID")
+    if as_hex and mode not in ("--body", "--follow", "--follow-flow"):
+        raise UsageError("--hex needs --body, --follow or --follow-flow")
+    if address and mode != "--curl":
+        raise UsageError("--address needs --curl")
+    if headers and mode not in ("", "--follow", "--follow-flow"):
+        raise UsageError(f"--headers and {mode} are two answers: ask for one of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -25,9 +26,14 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def terminal_width() -> int | None:
+    """Return the width of the terminal that standard output is, or ``None``: it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def use_color(choice: str) -> bool:
     """Tell whether standard output gets colors; ``choice`` is the value of ``--color``."""
-    return choice == "always" or (choice == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    return choice == "always" or (choice == "auto" and terminal_width() is not None and "NO_COLOR" not in os.environ)
 
 
 def warn_of(opened: Capture) -> None:

@@ -1,22 +1,35 @@
 """Exchanges as JSON, one object a line (``tlscap inspect --json``).
 
-Every key is always there; ``null`` says that it is not known.  Keys may be added, never renamed::
+Every key is always there; ``null`` says that it is not known, or does not apply.  Keys may be added, never renamed.
+``docs/exchange.schema.json`` is the same as a JSON Schema::
 
     id            int     1.. in the order of the requests; `--body ID` takes it
+    number        int     which exchange of its connection it is: 1.. in the order in which they began
     started       str     RFC 3339, UTC, nanoseconds: "2026-11-20T18:00:00.123456789Z"
     duration      float   seconds, from the request's first byte to the response's last; or null
+    wait          float   seconds, from the request's last byte to the response's first: the server's time, and a round trip;
+                          negative when the answer did not wait for all of the request; or null
+    handshake     float   seconds of the TLS handshake that this exchange had to wait for; null on a connection in use
     protocol      str     "http/1.1", "http/1.0", "http/0.9", "h2"
     method, url   str     or null when the request was not seen
     status        int     or null when there was no response; 0 for an HTTP/0.9 reply, which has no status
     interim       [int]   1xx statuses before the response
     upgraded_to   str     what the connection spoke afterwards ("websocket", "tunnel"), or null
-    request       {...}   or null: method, target, version and, like the response,
-                          headers     [[name, value], ...] in the order and case in which they were sent
-                          trailers    the same, after a chunked body
+    tunnel        {...}   or null: request, response: bytes that passed then, by whose they were
+    messages      {...}   or null: request, response: how many WebSocket messages these were
+    grpc          {...}   or null: how a gRPC call ended: code (-1 when it was no number), name ("NOT_FOUND"), message
+    request       {...}   or null: method, target, version,
+                          scheme      str   HTTP/2: as sent; or null
+                          authority   str   the same
+                          pushed      bool  promised by the server, not sent by the client
+                          and, like the response,
+                          headers     [[name, value], ...] in the order and case in which they were sent;
+                                      HTTP/2: without those whose names begin with a colon
+                          trailers    the same, after the body
                           body_size   bytes as transferred: dechunked, content codings not undone
                           gap_bytes   bytes of the body that passed but are not stored
                           complete    bool
-    response      {...}   or null: version, status, reason and the same
+    response      {...}   or null: version, status, reason (empty in HTTP/2) and the same
     complete      bool    every byte of both was seen
     problems      [str]   what is odd or missing, for people
     process       {...}   pid, comm, exe, cmdline [str], uid; empty or null when not known
@@ -24,7 +37,8 @@ Every key is always there; ``null`` says that it is not known.  Keys may be adde
                           the role is unknown), role "client" | "server" | "unknown", sni, alpn (or null),
                           tuple_source "syscall" | "proc" | "imported" | "placeholder", transport "tcp" | "udp"
 
-Text that came as bytes is decoded as Latin-1, so that ``value.encode("latin-1")`` gives back exactly what was sent.
+Text that came as bytes is decoded as Latin-1, so that ``value.encode("latin-1")`` gives back exactly what was sent; the
+exception is ``grpc``, whose message is UTF-8 by definition.
 """
 
 from __future__ import annotations
@@ -33,8 +47,9 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from tlscap.http.events import Header, RequestHead, ResponseHead
+from tlscap.http.events import Header, RequestHead, ResponseHead, Side
 from tlscap.http.exchanges import Exchange, Message
+from tlscap.http.grpc import grpc_status
 from tlscap.model import Endpoint, Flow, Process, Role
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,20 +65,26 @@ def exchange_to_dict(exchange: Exchange) -> dict[str, Any]:
     request, response = exchange.request, exchange.response
     return {
         "id": exchange.id,
+        "number": exchange.number,
         "started": rfc3339(exchange.started_ns),
-        "duration": None if exchange.duration_ns is None else exchange.duration_ns / 1e9,
+        "duration": _seconds(exchange.duration_ns),
+        "wait": _seconds(exchange.wait_ns),
+        "handshake": _seconds(exchange.handshake_ns),
         "protocol": exchange.protocol,
         "method": _text(request.head.method) if request else None,
         "url": exchange.url if request else None,
         "status": response.head.status if response else None,
         "interim": list(exchange.interim),
         "upgraded_to": exchange.upgraded_to or None,
+        "tunnel": _by_side(exchange.tunnel),
+        "messages": _by_side(exchange.message_counts),
+        "grpc": _grpc(response) if response else None,
         "request": _request(request) if request else None,
         "response": _response(response) if response else None,
         "complete": exchange.complete,
         "problems": list(exchange.problems),
-        "process": _process(exchange.flow.process),
-        "flow": _flow(exchange.flow),
+        "process": process_to_dict(exchange.flow.process),
+        "flow": flow_to_dict(exchange.flow),
     }
 
 
@@ -79,6 +100,9 @@ def _request(message: Message[RequestHead]) -> dict[str, Any]:
         "method": _text(head.method),
         "target": _text(head.target),
         "version": _text(head.version),
+        "scheme": _text(head.scheme) or None,
+        "authority": _text(head.authority) or None,
+        "pushed": head.pushed,
         **_message(message),
     }
 
@@ -102,7 +126,17 @@ def _headers(headers: tuple[Header, ...]) -> list[list[str]]:
     return [[_text(name), _text(value)] for name, value in headers]
 
 
-def _process(process: Process) -> dict[str, Any]:
+def _grpc(response: Message[ResponseHead]) -> dict[str, Any] | None:
+    status = grpc_status(response.headers, response.trailers)
+    return {"code": status.code, "name": status.name, "message": status.message} if status else None
+
+
+def _by_side(numbers: dict[Side, int]) -> dict[str, int] | None:
+    return {side.value: numbers.get(side, 0) for side in Side} if numbers else None
+
+
+def process_to_dict(process: Process) -> dict[str, Any]:
+    """Return what the docstring says of ``process``."""
     return {
         "pid": process.pid,
         "comm": process.comm,
@@ -112,19 +146,15 @@ def _process(process: Process) -> dict[str, Any]:
     }
 
 
-def _flow(flow: Flow) -> dict[str, Any]:
-    local, remote = _endpoint(flow.local), _endpoint(flow.remote)
-    client, server = {
-        Role.CLIENT: (local, remote),
-        Role.SERVER: (remote, local),
-        Role.UNKNOWN: (None, None),
-    }[flow.role]
+def flow_to_dict(flow: Flow) -> dict[str, Any]:
+    """Return what the docstring says of ``flow``."""
+    client, server = client_and_server(flow)
     return {
         "id": flow.id,
-        "local": local,
-        "remote": remote,
-        "client": client,
-        "server": server,
+        "local": _endpoint(flow.local),
+        "remote": _endpoint(flow.remote),
+        "client": _endpoint(client),
+        "server": _endpoint(server),
         "role": flow.role.name.lower(),
         "sni": flow.sni or None,
         "alpn": flow.alpn or None,
@@ -133,8 +163,21 @@ def _flow(flow: Flow) -> dict[str, Any]:
     }
 
 
+def client_and_server(flow: Flow) -> tuple[Endpoint | None, Endpoint | None]:
+    """Return the two ends by role; ``None`` for what is not known."""
+    return {
+        Role.CLIENT: (flow.local, flow.remote),
+        Role.SERVER: (flow.remote, flow.local),
+        Role.UNKNOWN: (None, None),
+    }[flow.role]
+
+
 def _endpoint(endpoint: Endpoint | None) -> dict[str, Any] | None:
     return {"address": endpoint.address, "port": endpoint.port} if endpoint else None
+
+
+def _seconds(duration_ns: int | None) -> float | None:
+    return None if duration_ns is None else duration_ns / 1e9
 
 
 def _text(data: bytes) -> str:

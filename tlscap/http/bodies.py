@@ -2,7 +2,7 @@
 
 `BodyCollector` and `BodyFiles` are sinks for `tlscap.http.exchanges.ExchangeBuilder`: they see every piece of every body as
 it passes.  Both undo content codings as far as that is possible (`LenientDecoder`), and neither ever fails because of
-what passed.
+what passed.  `MessageCollector` keeps the messages within bodies and tunnels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, NamedTuple, Protocol
 from tlscap.http.content import ContentDecoder, ContentError
 from tlscap.http.events import BodyGap, Side
 from tlscap.http.exchanges import Exchange
-from tlscap.http.messages import parameters
+from tlscap.http.messages import AppMessage, parameters
 from tlscap.model import GapReason
 
 BODY_LIMIT: Final = 1 << 20
@@ -31,6 +31,7 @@ OPEN_FILES: Final = 64
 _HOLES_MAX: Final = 1000  # remembered of one body; further ones are added to the last
 _HELD_LIMIT: Final = 1 << 20  # of a body that may turn out not to be decodable, while it is written to a file
 _HELD_TOTAL: Final = 64 << 20
+_MESSAGE_WEIGHT: Final = 500  # bytes of memory for a message, without what it says
 
 Chosen = Callable[[Exchange, Side], bool]
 """Tells whether a body is wanted.  Asked once for each body, when its first piece passes."""
@@ -92,8 +93,8 @@ class Budget:
 class LenientDecoder:
     """Undoes the codings of one body where that is possible.
 
-    A body that fails before it decoded to anything is given as it was transferred, and ``encoded`` is true; one that fails later, or
-    has a hole, ends there.  ``note`` says why.
+    A body that fails before it decoded to anything is given as it was transferred, and ``encoded`` is true; one that
+    fails later, or has a hole, ends there.  ``note`` says why.
     """
 
     def __init__(self, encodings: str, *, limit: int = _HELD_LIMIT, budget: Budget | None = None) -> None:
@@ -230,8 +231,8 @@ class BodyDraft:
 class BodyCollector:
     """Keeps the bodies of open exchanges, decoded.  A `BodySink`.
 
-    Of one body the first ``limit`` bytes are kept, and in all no more than ``total_limit``; the rest is counted.  Whoever uses it calls `take`
-    for both sides of every exchange that ended, or `forget`.
+    Of one body the first ``limit`` bytes are kept, and in all no more than ``total_limit``; the rest is counted.
+    Whoever uses it calls `take` for both sides of every exchange that ended, or `forget`.
     """
 
     def __init__(
@@ -286,14 +287,49 @@ class BodyCollector:
         return BodyDraft(_encodings(exchange, side), limit=self._limit, budget=self._budget)
 
 
+class MessageCollector:
+    """Keeps the messages of open exchanges.  A `MessageSink`.
+
+    Together they are at most ``total_limit`` bytes; those that find no room are counted.  Whoever uses it calls `take`
+    for every exchange that ended.
+    """
+
+    def __init__(self, *, total_limit: int = TOTAL_LIMIT, chosen: Callable[[Exchange], bool] | None = None) -> None:
+        self._budget = Budget(total_limit)
+        self._chosen = chosen
+        self._kept: dict[int, list[AppMessage]] = {}
+        self._left_out: dict[int, int] = {}
+
+    def on_message(self, exchange: Exchange, message: AppMessage) -> None:
+        """Take one message."""
+        if self._chosen and not self._chosen(exchange):
+            return
+        weight = _weight(message)
+        if self._budget.left < weight:
+            self._left_out[exchange.id] = self._left_out.get(exchange.id, 0) + 1
+            return
+        self._budget.take(weight)
+        self._kept.setdefault(exchange.id, []).append(message)
+
+    def take(self, exchange: Exchange) -> tuple[list[AppMessage], int]:
+        """Return an exchange's messages and how many others found no room; forget them."""
+        messages = self._kept.pop(exchange.id, [])
+        self._budget.give(sum(map(_weight, messages)))
+        return messages, self._left_out.pop(exchange.id, 0)
+
+
+def _weight(message: AppMessage) -> int:
+    return _MESSAGE_WEIGHT + len(message.data) + sum(len(name) + len(value) for name, value in message.headers)
+
+
 # --- Files ---
 
 
 class OpenFile(Protocol):
     """Opens a file of a folder for writing.
 
-    ``name`` consists of letters, digits, dots and dashes, and begins with a digit.  At first the file must not exist; ``again``: it is one
-    that was opened before, and is to be continued at its end.
+    ``name`` consists of letters, digits, dots and dashes, and begins with a digit.  At first the file must not exist;
+    ``again``: it is one that was opened before, and is to be continued at its end.
     """
 
     def __call__(self, name: str, *, again: bool) -> BinaryIO:

@@ -298,7 +298,8 @@ class ExchangeBuilder:
                 case ControlFrame():
                     pass
                 case Unparsed():
-                    if event.why != BLANK_LINE:
+                    # What was on its way when a stream was reset is no surprise either.
+                    if event.why != BLANK_LINE and not event.why.startswith("stream already "):
                         conversation.unparsed += event.length
                 case _:
                     assert_never(event)

@@ -194,21 +194,21 @@ class HeaderDecoder:
             return
         self._table.appendleft(entry)
         self._size += size
-        self._evict(self._max_size)
+        self._evict()
 
     def _resize(self, size: int) -> None:
         """Follow the encoder's word.  Whether its peer allowed that much is not for a listener to judge."""
         self._exact = size <= TABLE_LIMIT
         self._max_size = min(size, TABLE_LIMIT)
-        self._evict(self._max_size)
+        self._evict()
 
-    def _evict(self, size: int) -> None:
-        """Drop the oldest entries until ``size`` is not exceeded."""
+    def _evict(self) -> None:
+        """Drop the oldest entries until the maximum size is not exceeded."""
         dropped = False
-        while self._size > size:
+        while self._size > self._max_size:
             self._size -= self._table.pop()[1]
             dropped = True
-        if self._exact and (dropped or size - self._size < ENTRY_OVERHEAD):
+        if self._exact and (dropped or self._max_size - self._size < ENTRY_OVERHEAD):
             self._tail(known=True)  # unknown entries, being older, went first; or there is no room for one
         elif dropped:
             self._tail(known=False)

@@ -15,9 +15,9 @@ the middle) finds it again only where an *item begins* with a frame header that 
 them as far as the item goes; and for some frames to come it stays wary.
 
 What a hole can hide.  Frames of any stream may have been in it.  So every message that was open on that side, or could have
-begun, has a hole in an unknown place: when it ends it is incomplete.  Each reader counts its losses (``epoch``) and
-each message remembers the count at its head, which makes that a comparison.  What HPACK still knows after a
-loss, `tlscap.http.hpack_state` says.
+begun, has a hole in an unknown place: when it ends it is incomplete.  Each reader counts how often it found its step again
+(``epoch``), and each message remembers the count at its head, which makes that a comparison.  What HPACK still knows
+after a loss, `tlscap.http.hpack_state` says.
 
 A CONNECT that was granted makes its stream a tunnel (RFC 9113, 8.5; RFC 8441): both messages end and DATA frames carry
 `TunnelData`; the bytes around it come out as one `ControlFrame` ``DATA framing`` when the tunnel ends.  What
@@ -26,7 +26,6 @@ a client sends before the answer is the content of its request.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -43,11 +42,43 @@ from tlscap.http.events import (
     Side,
     Trailers,
     TunnelData,
+    TunnelEnd,
     TunnelGap,
     Unparsed,
     Upgraded,
 )
 from tlscap.http.hpack_state import FieldSection, HeaderDecoder
+from tlscap.http.http2_frames import (
+    BLOCK_KINDS,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    EXACT_LENGTH,
+    FRAME,
+    FRAME_LENGTH,
+    GOAWAY,
+    HEADERS,
+    LEAST_LENGTH,
+    LIKELY_FLAGS,
+    LIKELY_LENGTH,
+    LIKELY_SETTINGS,
+    NO_ERROR,
+    ON_EITHER,
+    ON_NO_STREAM,
+    ONE_SIDED,
+    PADDED,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    STREAM_MASK,
+    WITH_PRIORITY,
+    begun_by,
+    detail,
+    error_name,
+    frame_name,
+    shown,
+)
 from tlscap.model import GapReason
 
 HEAD_LIMIT: Final = 1 << 20
@@ -60,110 +91,15 @@ OPEN_LIMIT: Final = 10_000
 """Open streams that are remembered.  Servers allow some hundred at a time."""
 
 _CLOSED_LIMIT: Final = 1_000  # closed streams that are remembered, at least: frames may still be under way to them
-_DETAIL_LIMIT: Final = 300  # characters
+_HEEDED_GOAWAYS: Final = 10  # a server that shuts down says it twice; looking at all streams each time takes time
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 _VERSION: Final = b"HTTP/2"
 
-_FRAME: Final = struct.Struct(">BHBBI")  # RFC 9113, 4.1: 24 bits of length, type, flags, a reserved bit and the stream
-_FRAME_LENGTH: Final = 9
-_STREAM_MASK: Final = 0x7FFF_FFFF
-
-_DATA: Final = 0x0
-_HEADERS: Final = 0x1
-_PRIORITY: Final = 0x2
-_RST_STREAM: Final = 0x3
-_SETTINGS: Final = 0x4
-_PUSH_PROMISE: Final = 0x5
-_PING: Final = 0x6
-_GOAWAY: Final = 0x7
-_WINDOW_UPDATE: Final = 0x8
-_CONTINUATION: Final = 0x9
-_ALTSVC: Final = 0xA  # RFC 7838
-_ORIGIN: Final = 0xC  # RFC 8336
-_PRIORITY_UPDATE: Final = 0x10  # RFC 9218
-_KINDS: Final = {
-    _DATA: "DATA",
-    _HEADERS: "HEADERS",
-    _PRIORITY: "PRIORITY",
-    _RST_STREAM: "RST_STREAM",
-    _SETTINGS: "SETTINGS",
-    _PUSH_PROMISE: "PUSH_PROMISE",
-    _PING: "PING",
-    _GOAWAY: "GOAWAY",
-    _WINDOW_UPDATE: "WINDOW_UPDATE",
-    _CONTINUATION: "CONTINUATION",
-    _ALTSVC: "ALTSVC",
-    _ORIGIN: "ORIGIN",
-    _PRIORITY_UPDATE: "PRIORITY_UPDATE",
-}
-_BLOCK_KINDS: Final = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
-
-_ACK: Final = 0x01
-_END_STREAM: Final = 0x01
-_END_HEADERS: Final = 0x04
-_PADDED: Final = 0x08
-_WITH_PRIORITY: Final = 0x20
-
-_SETTING_NAMES: Final = {
-    0x1: "HEADER_TABLE_SIZE",
-    0x2: "ENABLE_PUSH",
-    0x3: "MAX_CONCURRENT_STREAMS",
-    0x4: "INITIAL_WINDOW_SIZE",
-    0x5: "MAX_FRAME_SIZE",
-    0x6: "MAX_HEADER_LIST_SIZE",
-    0x8: "ENABLE_CONNECT_PROTOCOL",  # RFC 8441
-    0x9: "NO_RFC7540_PRIORITIES",  # RFC 9218
-}
-_NO_ERROR: Final = 0
-_ERROR_NAMES: Final = (  # RFC 9113, 7
-    "NO_ERROR",
-    "PROTOCOL_ERROR",
-    "INTERNAL_ERROR",
-    "FLOW_CONTROL_ERROR",
-    "SETTINGS_TIMEOUT",
-    "STREAM_CLOSED",
-    "FRAME_SIZE_ERROR",
-    "REFUSED_STREAM",
-    "CANCEL",
-    "COMPRESSION_ERROR",
-    "CONNECT_ERROR",
-    "ENHANCE_YOUR_CALM",
-    "INADEQUATE_SECURITY",
-    "HTTP_1_1_REQUIRED",
-)
-
 _REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
 _RESPONSE_PSEUDO: Final = frozenset({b":status"})
 
-# Out of step: a frame header is taken for one only if it is one that a sane peer sends.
-_LIKELY_LENGTH: Final = 1 << 20  # the largest frames that common implementations ask for
-_LIKELY_SETTINGS: Final = 50 * 6
-_LIKELY_FLAGS: Final = {  # by type; a type that is not here is not likely
-    _DATA: _END_STREAM | _PADDED,
-    _HEADERS: _END_STREAM | _END_HEADERS | _PADDED | _WITH_PRIORITY,
-    _PRIORITY: 0,
-    _RST_STREAM: 0,
-    _SETTINGS: _ACK,
-    _PUSH_PROMISE: _END_HEADERS | _PADDED,
-    _PING: _ACK,
-    _GOAWAY: 0,
-    _WINDOW_UPDATE: 0,
-    _CONTINUATION: _END_HEADERS,
-    _ALTSVC: 0,
-    _ORIGIN: 0,
-    _PRIORITY_UPDATE: 0,
-}
-_ON_NO_STREAM: Final = frozenset({_SETTINGS, _PING, _GOAWAY, _ORIGIN, _PRIORITY_UPDATE})
-_ON_EITHER: Final = frozenset({_WINDOW_UPDATE, _ALTSVC})
-_EXACT_LENGTH: Final = {_PRIORITY: 5, _RST_STREAM: 4, _PING: 8, _WINDOW_UPDATE: 4}
-_LEAST_LENGTH: Final = {_HEADERS: 1, _PUSH_PROMISE: 5, _GOAWAY: 8, _ALTSVC: 2, _PRIORITY_UPDATE: 4}
-_ONE_SIDED: Final = {
-    _PUSH_PROMISE: Side.RESPONSE,
-    _ALTSVC: Side.RESPONSE,
-    _ORIGIN: Side.RESPONSE,
-    _PRIORITY_UPDATE: Side.REQUEST,
-}
+_ZEROS: Final = bytes(5)  # an empty DATA frame that ends nothing, or any row of zeros
 _WARY_FRAMES: Final = 8  # so many frame headers must be likely after the step was found again
 
 _JOINED: Final = "joined mid-stream"
@@ -189,7 +125,7 @@ class _Half:
     """The reader's, when everything before was known to be seen; -1: something was missed."""
     framing: int = 0
     received: int = 0
-    """Bytes of the body, missing ones included."""
+    """Bytes of the body."""
     declared: int = -1
     """What Content-Length says, or -1."""
     last_ns: int = 0
@@ -230,23 +166,23 @@ class _Block:
 
     @property
     def ends_stream(self) -> bool:
-        return self.kind == _HEADERS and bool(self.flags & _END_STREAM)
+        return self.kind == HEADERS and bool(self.flags & END_STREAM)
 
     def fragments(self) -> tuple[bytes, bytes] | None:
         """Return what PUSH_PROMISE has in front of its block, and the block; ``None`` when a frame contradicts itself."""
         frame = self.frames[0]
-        begin, stop = _FRAME_LENGTH, len(frame)
-        if self.flags & _PADDED:
+        begin, stop = FRAME_LENGTH, len(frame)
+        if self.flags & PADDED:
             stop -= frame[begin] if begin < stop else 1
             begin += 1
         promised = begin
-        if self.kind == _PUSH_PROMISE:
+        if self.kind == PUSH_PROMISE:
             begin += 4
-        elif self.flags & _WITH_PRIORITY:
+        elif self.flags & WITH_PRIORITY:
             begin += 5
         if begin > stop:
             return None
-        parts = [frame[begin:stop], *(frame[_FRAME_LENGTH:] for frame in self.frames[1:])]
+        parts = [frame[begin:stop], *(frame[FRAME_LENGTH:] for frame in self.frames[1:])]
         return frame[promised:begin], b"".join(parts)
 
 
@@ -264,7 +200,7 @@ class _Control:
 
     @property
     def name(self) -> str:
-        return _KINDS.get(self.kind) or f"unknown {self.kind:#04x}"
+        return frame_name(self.kind)
 
 
 class Http2Connection:
@@ -286,7 +222,8 @@ class Http2Connection:
         self._streams: dict[int, _Stream] = {}  # the open ones, oldest first
         self._closed: dict[int, _Stream] = {}  # the youngest of the others
         self._closed_before: dict[int, _Stream] = {}
-        self._last_accepted = {Side.REQUEST: _STREAM_MASK, Side.RESPONSE: _STREAM_MASK}  # by who said GOAWAY
+        self._last_accepted = {Side.REQUEST: STREAM_MASK, Side.RESPONSE: STREAM_MASK}  # by who said GOAWAY
+        self._goaways = 0
         self._exchanges = upgraded_exchange
         self._requests = _RequestReader(self, Side.REQUEST, head_limit)
         self._responses = _ResponseReader(self, Side.RESPONSE, head_limit)
@@ -367,14 +304,10 @@ class Http2Connection:
     ) -> None:
         """End one half; ``after`` is what to say of frames that still come."""
         half = stream.request if side is Side.REQUEST else stream.response
-        if half.state != _TUNNEL:
+        if half.state == _TUNNEL:
+            self._end_tunnel(half, side, "" if complete else why)
+        else:
             self._end_message(half, side, complete=complete, why=why)
-        elif half.framing:
-            time_ns = half.last_ns or self._now
-            kind, length = "DATA framing", half.framing
-            self._events.append(
-                ControlFrame(exchange=half.exchange, side=side, time_ns=time_ns, kind=kind, length=length)
-            )
         half.state = _ENDED
         half.why = after
         if stream.request.state == stream.response.state:
@@ -383,6 +316,13 @@ class Http2Connection:
                 self._closed_before = self._closed
                 self._closed = {}
             self._closed[stream.id] = stream
+
+    def _end_tunnel(self, half: _Half, side: Side, why: str) -> None:
+        exchange, time_ns = half.exchange, half.last_ns or self._now
+        if half.framing:
+            kind, length = "DATA framing", half.framing
+            self._events.append(ControlFrame(exchange=exchange, side=side, time_ns=time_ns, kind=kind, length=length))
+        self._events.append(TunnelEnd(exchange=exchange, side=side, time_ns=time_ns, why=why))
 
     def _end_message(self, half: _Half, side: Side, *, complete: bool, why: str) -> None:
         self._events.append(
@@ -406,9 +346,9 @@ class Http2Connection:
 
     def _reset(self, stream: _Stream, side: Side, error: int) -> None:
         # RFC 9113, 8.1: the server has answered and needs no more of the request.
-        quiet = error == _NO_ERROR and side is Side.RESPONSE and stream.response.state == _ENDED
+        quiet = error == NO_ERROR and side is Side.RESPONSE and stream.response.state == _ENDED
         who = "client" if side is Side.REQUEST else "server"
-        why = f"stream reset: {_error_name(error)}, by the {who}"
+        why = f"stream reset: {error_name(error)}, by the {who}"
         self._end_both(stream, why, "stream already reset", complete=quiet)
 
     def _go_away(self, side: Side, last: int) -> None:
@@ -416,9 +356,12 @@ class Http2Connection:
         if last >= self._last_accepted[side]:
             return
         self._last_accepted[side] = last
+        self._goaways += 1
+        if self._goaways > _HEEDED_GOAWAYS:
+            return  # streams that are refused end with the connection then
         refused = []
         for stream in reversed(self._streams.values()):
-            if _begun_by(stream.id) is not side:
+            if begun_by(stream.id) is not side:
                 if stream.id <= last:  # and so are those before it
                     break
                 refused.append(stream)
@@ -445,6 +388,8 @@ class Http2Connection:
                 half.state = _TUNNEL
                 half.why = "header fields in a tunnel"
             self._events.append(Upgraded(exchange=half.exchange, side=side, time_ns=self._now, protocol=protocol))
+            if half.state != _TUNNEL:  # this side had ended before
+                self._events.append(TunnelEnd(exchange=half.exchange, side=side, time_ns=self._now))
 
     def _finish(self, side: Side, why: str) -> None:
         """End every open half of one side: nothing follows."""
@@ -453,7 +398,7 @@ class Http2Connection:
             if half.state == _ENDED:
                 continue
             missed = self._reader(side).missed(half)
-            if stream.id > self._last_accepted[_begun_by(stream.id).opposite]:
+            if stream.id > self._last_accepted[begun_by(stream.id).opposite]:
                 reason = "refused: GOAWAY"
             elif half.state == _IDLE:
                 reason = "response not seen" if missed else f"no response: {why}" if why else "no response"
@@ -479,7 +424,7 @@ class _Reader:
         self._held_ns = 0  # when the first of them passed
         # Losses.
         self.epoch = 0
-        """Goes up when the step is lost and when it is found again."""
+        """How often the step was found again."""
         self._lost_why = ""
         self._heads_lost = False  # heads may have gone by unseen, of streams that are not known
         self._wary = 0  # frame headers that still have to be likely
@@ -567,16 +512,18 @@ class _Reader:
     def _clear_start(self, data: bytes, pos: int) -> bool | None:
         """Get in step if frames begin here; return whether they do.  ``None``: that can't be told yet."""
         end = len(data)
-        if end - pos < _FRAME_LENGTH:
-            likely = data[pos] <= _LIKELY_LENGTH >> 16 and (end - pos < 4 or data[pos + 3] in _LIKELY_FLAGS)
+        if end - pos < FRAME_LENGTH:
+            likely = data[pos] <= LIKELY_LENGTH >> 16 and (end - pos < 4 or data[pos + 3] in LIKELY_FLAGS)
             return None if likely else False
+        if data.startswith(_ZEROS, pos):
+            return False
         reached = pos
-        while end - reached >= _FRAME_LENGTH:
-            high, low, kind, flags, stream_id = _FRAME.unpack_from(data, reached)
+        while end - reached >= FRAME_LENGTH:
+            high, low, kind, flags, stream_id = FRAME.unpack_from(data, reached)
             length = high << 16 | low
             if not self._likely(length, kind, flags, stream_id):
                 return False
-            reached += _FRAME_LENGTH + length
+            reached += FRAME_LENGTH + length
         self.epoch += 1
         self._wary = _WARY_FRAMES
         self._state = self._in_step
@@ -584,23 +531,22 @@ class _Reader:
 
     def _likely(self, length: int, kind: int, flags: int, stream_id: int) -> bool:
         """Tell whether these are the contents of a frame header, and not something else that looks a little like it."""
-        allowed = _LIKELY_FLAGS.get(kind)
-        if allowed is None or flags & ~allowed or _ONE_SIDED.get(kind, self._side) is not self._side:
+        allowed = LIKELY_FLAGS.get(kind)
+        if allowed is None or flags & ~allowed or ONE_SIDED.get(kind, self._side) is not self._side:
             return False
         if stream_id == 0:
-            placed = kind in _ON_NO_STREAM or kind in _ON_EITHER
+            placed = kind in ON_NO_STREAM or kind in ON_EITHER
         elif stream_id % 2 or self._connection._find(stream_id):  # hardly anyone pushes any more
-            placed = stream_id <= _STREAM_MASK and kind not in _ON_NO_STREAM
+            placed = stream_id <= STREAM_MASK and kind not in ON_NO_STREAM
         else:
             placed = False
-        if kind == _SETTINGS:
-            return placed and length <= _LIKELY_SETTINGS and length % 6 == 0 and not (flags and length)
-        if kind == _DATA:  # an empty frame that ends nothing is rare, but zeros look like one
-            purpose = length or flags == _END_STREAM or stream_id in self._streams
-            return placed and length <= _LIKELY_LENGTH and bool(purpose)
-        if kind in _EXACT_LENGTH:
-            return placed and length == _EXACT_LENGTH[kind]
-        return placed and _LEAST_LENGTH.get(kind, 0) <= length <= CONTROL_LIMIT
+        if kind == SETTINGS:
+            return placed and length <= LIKELY_SETTINGS and length % 6 == 0 and not (flags and length)
+        if kind == DATA:
+            return placed and length <= LIKELY_LENGTH
+        if kind in EXACT_LENGTH:
+            return placed and length == EXACT_LENGTH[kind]
+        return placed and LEAST_LENGTH.get(kind, 0) <= length <= CONTROL_LIMIT
 
     def _give_up(self, data: bytes, pos: int, why: str) -> int:
         """Lose the step, and the rest of the item with it."""
@@ -611,7 +557,6 @@ class _Reader:
     def _lose_step(self, why: str) -> None:
         self._drop_unit(why)
         if self._state != self._lost:
-            self.epoch += 1
             self._state = self._lost
             self._lost_why = why
         self._heads_lost = True
@@ -634,13 +579,13 @@ class _Reader:
         if self._state == self._counted:
             left = self._left
             self._drop_unit(_MISSING)
-        elif self._state is self._in_step and len(self._held) >= _FRAME_LENGTH:
-            high, low, kind, flags, stream_id = _FRAME.unpack_from(self._held)
-            left = _FRAME_LENGTH + (high << 16 | low) - len(self._held)
+        elif self._state is self._in_step and len(self._held) >= FRAME_LENGTH:
+            high, low, kind, flags, stream_id = FRAME.unpack_from(self._held)
+            left = FRAME_LENGTH + (high << 16 | low) - len(self._held)
             self._drop_unit(_MISSING)
-            if kind in (_HEADERS, _DATA):
-                self._lose_part(stream_id & _STREAM_MASK, ends=bool(flags & _END_STREAM))
-            if kind in _BLOCK_KINDS:
+            if kind in (HEADERS, DATA):
+                self._lose_part(stream_id & STREAM_MASK, ends=bool(flags & END_STREAM))
+            if kind in BLOCK_KINDS:
                 self._heads_lost = True
                 self._headers.forget(f"{_MISSING} before")
         else:
@@ -662,27 +607,27 @@ class _Reader:
     def _frames(self, data: bytes, pos: int) -> int:
         end = len(data)
         in_step = self._in_step
-        while end - pos >= _FRAME_LENGTH:
-            high, low, kind, flags, stream_id = _FRAME.unpack_from(data, pos)
+        while end - pos >= FRAME_LENGTH:
+            high, low, kind, flags, stream_id = FRAME.unpack_from(data, pos)
             length = high << 16 | low
             if self._wary:
                 if not self._likely(length, kind, flags, stream_id):
                     return self._give_up(data, pos, "no frame header")
                 self._wary -= 1
-            stream_id &= _STREAM_MASK
-            if self._block and (kind != _CONTINUATION or stream_id != self._block.stream_id):
+            stream_id &= STREAM_MASK
+            if self._block and (kind != CONTINUATION or stream_id != self._block.stream_id):
                 self._abandon_block("header block without its end")
-            if kind == _DATA:
+            if kind == DATA:
                 pos = self._data_frame(data, pos, length, flags, stream_id)
                 if self._state is not in_step and pos < end:
                     pos = self._content(data, pos)
-            elif kind in _BLOCK_KINDS:
+            elif kind in BLOCK_KINDS:
                 pos = self._block_frame(data, pos, length, kind, flags, stream_id)
             else:
                 pos = self._control_frame(data, pos, length, kind, flags, stream_id)
             if self._state is not in_step:
                 return pos
-        return self._hold(data, pos, _FRAME_LENGTH) if pos < end else pos
+        return self._hold(data, pos, FRAME_LENGTH) if pos < end else pos
 
     def _unread(self, data: bytes, pos: int) -> int:
         """Pass over the rest of a frame that makes no sense, or lost some of it."""
@@ -720,21 +665,21 @@ class _Reader:
 
     def _data_frame(self, data: bytes, pos: int, length: int, flags: int, stream_id: int) -> int:
         """Take what stands in front of a DATA frame's content (RFC 9113, 6.1)."""
-        content = pos + _FRAME_LENGTH
+        content = pos + FRAME_LENGTH
         padding = 0
-        if flags & _PADDED and length:
+        if flags & PADDED and length:
             if len(data) == content:
-                return self._hold(data, pos, _FRAME_LENGTH + 1)
+                return self._hold(data, pos, FRAME_LENGTH + 1)
             length -= 1
             padding = min(data[content], length)
             content += 1
-        stream = self._streams.get(stream_id) or self._connection._find(stream_id)
+        stream = self._connection._find(stream_id)
         half = self._half = self._half_of(stream) if stream else _Half(0, _ENDED, self._why_unknown())
         if half.state >= _OPEN:
             half.framing += content - pos
         else:
             self._unparsed(data[pos:content], half.why, half.exchange)
-        self._ending = stream if flags & _END_STREAM else None
+        self._ending = stream if flags & END_STREAM else None
         self._left = length - padding
         self._padding = padding
         if length:
@@ -801,7 +746,6 @@ class _Reader:
         exchange, side, now = half.exchange, self._side, self._connection._now
         half.last_ns = now
         if half.state == _OPEN:
-            half.received += length
             half.has_gap = True
             self._emit(BodyGap(exchange=exchange, side=side, time_ns=now, length=length, reason=reason))
         elif half.state == _TUNNEL:
@@ -813,20 +757,19 @@ class _Reader:
         self._state = self._in_step
         if self._ending:
             self._connection._end_of_stream(self._ending, self._side)
-            self._ending = None
 
     # --- Header blocks ---
 
     def _block_frame(self, data: bytes, pos: int, length: int, kind: int, flags: int, stream_id: int) -> int:
         """Take a HEADERS, PUSH_PROMISE or CONTINUATION frame (RFC 9113, 6.2, 6.6, 6.10)."""
         block = self._block
-        if kind == _CONTINUATION and not block:
-            self._headers.forget("a CONTINUATION before had no HEADERS")
-            self._left = _FRAME_LENGTH + length
+        if kind == CONTINUATION and not block:
+            self._headers.forget("an earlier CONTINUATION had no HEADERS")
+            self._left = FRAME_LENGTH + length
             self._unread_why = "CONTINUATION without HEADERS"
             self._state = self._unread
             return pos
-        length += _FRAME_LENGTH
+        length += FRAME_LENGTH
         too_long = length + (block.length if block else 0) > self._head_limit
         if not too_long and len(data) - pos < length:
             return self._hold(data, pos, length)
@@ -837,12 +780,12 @@ class _Reader:
             block.frames.clear()
             block.too_long = True
             self._left = length
-            self._last_of_block = bool(flags & _END_HEADERS)
+            self._last_of_block = bool(flags & END_HEADERS)
             self._state = self._counted
             return pos
         block.frames.append(data[pos : pos + length])
         block.length += length
-        if flags & _END_HEADERS:
+        if flags & END_HEADERS:
             self._end_block(block)
         return pos + length
 
@@ -859,9 +802,9 @@ class _Reader:
         if self._wary and section.corrupt:  # no frame, after all
             self._lose_step("no header block")
             self._unparsed_block(block, "no header block")
-        elif block.kind == _PUSH_PROMISE:
+        elif block.kind == PUSH_PROMISE:
             promised = fragments[0] if fragments else b""
-            self._promise(block, int.from_bytes(promised) & _STREAM_MASK, section)
+            self._promise(block, int.from_bytes(promised) & STREAM_MASK, section)
         else:
             self._section(block, section)
 
@@ -872,7 +815,7 @@ class _Reader:
         self._unparsed_block(block, why)
         self._headers.forget(f"{why} before")
         self._heads_lost = True
-        if block.kind == _HEADERS:
+        if block.kind == HEADERS:
             self._lose_part(block.stream_id, ends=block.ends_stream)
 
     def _unexpected(self, block: _Block, why: str, stream: _Stream | None = None) -> None:
@@ -905,7 +848,7 @@ class _Reader:
         connection = self._connection
         parent = connection._find(block.stream_id)
         fields = dict(section.fields)
-        asked = _shown(b" ".join(fields.get(name, b"?") for name in (b":method", b":path")))
+        asked = shown(b" ".join(fields.get(name, b"?") for name in (b":method", b":path")))
         self._emit(
             ControlFrame(
                 exchange=parent.exchange if parent else 0,
@@ -923,11 +866,11 @@ class _Reader:
 
     def _control_frame(self, data: bytes, pos: int, length: int, kind: int, flags: int, stream_id: int) -> int:
         kept = min(length, CONTROL_LIMIT)
-        payload = pos + _FRAME_LENGTH
+        payload = pos + FRAME_LENGTH
         reached = payload + kept
         if reached > len(data):
-            return self._hold(data, pos, _FRAME_LENGTH + kept)
-        control = _Control(kind, flags, stream_id, data[payload:reached], _FRAME_LENGTH + kept)
+            return self._hold(data, pos, FRAME_LENGTH + kept)
+        control = _Control(kind, flags, stream_id, data[payload:reached], FRAME_LENGTH + kept)
         if kept == length:
             self._act(control)
         else:
@@ -939,11 +882,11 @@ class _Reader:
     def _act(self, control: _Control) -> None:
         """Say what a frame says, and do what it does to messages."""
         payload = control.payload
-        stream = self._emit_control(control, _detail(control))
-        if control.kind == _RST_STREAM and stream:
+        stream = self._emit_control(control, detail(control.kind, control.flags, control.payload))
+        if control.kind == RST_STREAM and stream:
             self._connection._reset(stream, self._side, int.from_bytes(payload[:4]))
-        elif control.kind == _GOAWAY and len(payload) >= 8:
-            self._connection._go_away(self._side, int.from_bytes(payload[:4]) & _STREAM_MASK)
+        elif control.kind == GOAWAY and len(payload) >= 8:
+            self._connection._go_away(self._side, int.from_bytes(payload[:4]) & STREAM_MASK)
 
     def _emit_control(self, control: _Control, detail: str) -> _Stream | None:
         stream = self._connection._find(control.stream_id) if control.stream_id else None
@@ -1049,10 +992,10 @@ class _ResponseReader(_Reader):
 
     def _start(self, data: bytes, pos: int) -> int:
         # RFC 9113, 3.4: the server's preface is a SETTINGS frame.
-        begin = data[pos : pos + _FRAME_LENGTH]
-        if len(begin) == _FRAME_LENGTH:
-            high, low, kind, flags, stream_id = _FRAME.unpack(begin)
-            if kind == _SETTINGS and not flags and self._likely(high << 16 | low, kind, flags, stream_id):
+        begin = data[pos : pos + FRAME_LENGTH]
+        if len(begin) == FRAME_LENGTH:
+            high, low, kind, flags, stream_id = FRAME.unpack(begin)
+            if kind == SETTINGS and not flags and self._likely(high << 16 | low, kind, flags, stream_id):
                 self._state = self._in_step
                 return pos
         elif begin[0] == 0 and (b"\x04\0\0\0\0\0").startswith(begin[3:]):
@@ -1099,13 +1042,15 @@ class _ResponseReader(_Reader):
             notes=tuple(head.notes),
         )
         self._emit(event)
-        if not event.interim:
+        if head.pseudo:
+            half.epoch = self.epoch  # nothing of the message came before this, but for interim heads
+        if event.interim:
+            half.state = _IDLE  # also when one that was uncertain came before: it was no final one
+        else:
             half.state = _OPEN
             half.last_ns = connection._now
-            if head.pseudo:
-                half.epoch = self.epoch  # nothing of the message can come before this
-            if event.status != 304 and stream.method != b"HEAD":  # RFC 9110, 8.6
-                half.declared = head.content_length
+            bodiless = event.status == 304 or stream.method == b"HEAD"  # RFC 9110, 8.6
+            half.declared = -1 if bodiless else head.content_length
             if stream.method == b"CONNECT" and 200 <= event.status < 300:
                 connection._switch(stream)
         if block.ends_stream:
@@ -1134,23 +1079,24 @@ def _split(section: FieldSection, known: frozenset[bytes]) -> _Head:
     """Tell pseudo-header fields, of which ``known`` may occur, from the others (RFC 9113, 8.3)."""
     pseudo: dict[bytes, bytes] = {}
     headers: list[Header] = []
-    notes = list(section.notes)
+    odd: dict[str, str] = {}  # the first of each kind
     content_length = -1
     for field in section.fields:
         name, value = field
         if name[:1] == b":":
             if name not in known or name in pseudo:
                 what = "repeated" if name in known else "unknown"
-                notes.append(f"{what} pseudo-header {_shown(name)}")
+                odd.setdefault(what, f"{what} pseudo-header {shown(name)}")
                 headers.append(field)
             else:
                 if headers:
-                    notes.append(f"{_shown(name)} after other fields")
+                    odd.setdefault("late", f"{shown(name)} after other fields")
                 pseudo[name] = value
             continue
         if name == b"content-length" and content_length < 0 and value.isdigit() and len(value) <= 18:
             content_length = int(value)
         headers.append(field)
+    notes = [*section.notes, *odd.values()]
     if not section.partial:
         _check_pseudo(pseudo, known, notes)
     return _Head(pseudo, headers, content_length, notes)
@@ -1163,7 +1109,7 @@ def _check_pseudo(pseudo: dict[bytes, bytes], known: frozenset[bytes], notes: li
         if status is None:
             notes.append("no :status")
         elif len(status) != 3 or not status.isdigit():
-            notes.append(f":status is no number: {_shown(status)}")
+            notes.append(f":status is no number: {shown(status)}")
     elif b":method" not in pseudo:
         notes.append("no :method")
     elif b":path" not in pseudo and (pseudo[b":method"] != b"CONNECT" or b":protocol" in pseudo):
@@ -1190,98 +1136,3 @@ def _request_head(
         length=length,
         notes=tuple(head.notes),
     )
-
-
-# --- Words for people ---
-
-
-def _begun_by(stream_id: int) -> Side:
-    """Return who begins streams of such a number (RFC 9113, 5.1.1)."""
-    return Side.REQUEST if stream_id % 2 else Side.RESPONSE
-
-
-def _error_name(code: int) -> str:
-    return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"{code:#x}"
-
-
-def _shown(data: bytes) -> str:
-    """Return bytes as one line of text, shortened."""
-    text = str(data[:_DETAIL_LIMIT])[2:-1]
-    return text if len(data) <= _DETAIL_LIMIT else f"{text}…"
-
-
-def _detail(control: _Control) -> str:
-    """Say what a frame says; an empty text when there is nothing to say, or when it is shorter than it has to be."""
-    describe = _DETAILS.get(control.kind)
-    if not describe:
-        return ""
-    try:
-        text = describe(control.payload)
-    except struct.error:
-        return f"malformed: {_shown(control.payload)}"
-    if control.flags & _ACK and control.kind in (_SETTINGS, _PING):
-        text = f"ACK {text}".rstrip()
-    return text if len(text) <= _DETAIL_LIMIT else f"{text[:_DETAIL_LIMIT]}…"
-
-
-def _describe_settings(payload: bytes) -> str:
-    whole = payload[: min(len(payload), _DETAIL_LIMIT) // 6 * 6]
-    text = ", ".join(
-        f"{_SETTING_NAMES.get(name) or f'{name:#x}'}={value}" for name, value in struct.iter_unpack(">HI", whole)
-    )
-    return text if len(whole) == len(payload) else f"{text}, …"
-
-
-def _describe_priority(payload: bytes) -> str:
-    parent, weight = struct.unpack(">IB", payload)
-    exclusive = ", exclusive" if parent > _STREAM_MASK else ""
-    return f"after stream {parent & _STREAM_MASK}, weight {weight + 1}{exclusive}"
-
-
-def _describe_reset(payload: bytes) -> str:
-    (code,) = struct.unpack(">I", payload)
-    return _error_name(code)
-
-
-def _describe_goaway(payload: bytes) -> str:
-    last, code = struct.unpack_from(">II", payload)
-    debug = f": {_shown(payload[8:])}" if payload[8:] else ""
-    return f"last stream {last & _STREAM_MASK}, {_error_name(code)}{debug}"
-
-
-def _describe_window(payload: bytes) -> str:
-    (increment,) = struct.unpack(">I", payload)
-    return f"+{increment & _STREAM_MASK}"
-
-
-def _describe_altsvc(payload: bytes) -> str:
-    (length,) = struct.unpack_from(">H", payload)
-    origin, value = payload[2 : 2 + length], payload[2 + length :]
-    return f"{_shown(origin)} {_shown(value)}".strip()
-
-
-def _describe_origins(payload: bytes) -> str:
-    origins: list[str] = []
-    while payload and len(origins) < 10:
-        (length,) = struct.unpack_from(">H", payload)
-        origins.append(_shown(payload[2 : 2 + length]))
-        payload = payload[2 + length :]
-    return ", ".join([*origins, "…"] if payload else origins)
-
-
-def _describe_priority_update(payload: bytes) -> str:
-    (stream_id,) = struct.unpack_from(">I", payload)
-    return f"stream {stream_id & _STREAM_MASK}: {_shown(payload[4:])}"
-
-
-_DETAILS: Final[dict[int, Callable[[bytes], str]]] = {
-    _PRIORITY: _describe_priority,
-    _RST_STREAM: _describe_reset,
-    _SETTINGS: _describe_settings,
-    _PING: lambda payload: payload[:8].hex(),
-    _GOAWAY: _describe_goaway,
-    _WINDOW_UPDATE: _describe_window,
-    _ALTSVC: _describe_altsvc,
-    _ORIGIN: _describe_origins,
-    _PRIORITY_UPDATE: _describe_priority_update,
-}
