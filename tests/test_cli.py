@@ -308,3 +308,11 @@ def test_broken_pipe() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_the_page_of_the_command_line_is_true() -> None:
+    """docs/cli.md is what tools/make_docs.py writes today."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import make_docs
+
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == make_docs.text(), "run tools/make_docs.py"

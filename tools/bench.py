@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What recording costs, beside doing without: all as ratios measured alternately in one run.
 
-    bench.py [--rounds N] [--only start,calls,nginx,bulk] [--folder DIR]
+    bench.py [--rounds N] [--only start,calls,nginx,bulk,read] [--folder DIR]
 
 Needs root, OpenSSL's headers, nginx, wrk, curl; bpfcc-tools for the comparison with sslsniff.  Machines are noisy: every
 round measures every variant once, and the table shows the median of the rounds' ratios with their range.
@@ -370,11 +370,49 @@ def measure_bulk(folder: Path, rounds: int) -> None:
     table.show()
 
 
+def measure_read(folder: Path, exchanges: int) -> None:
+    """Reading a large capture, beside tshark on the same file.  Once: tshark takes minutes."""
+    maker = [
+        sys.executable,
+        str(ROOT / "tools" / "make_large.py"),
+        str(folder / "large"),
+        "--exchanges",
+        str(exchanges),
+    ]
+    subprocess.run(maker, check=True, capture_output=True)
+    pcapng, sidecar = folder / "large.pcapng", folder / "large.tlscap.zst"
+    commands = {
+        "tlscap inspect --json, pcapng": [TLSCAP, "inspect", "--json", str(pcapng)],
+        "tlscap inspect --json, sidecar": [TLSCAP, "inspect", "--json", str(sidecar)],
+        "tlscap inspect --stats, pcapng": [TLSCAP, "inspect", "--stats", str(pcapng)],
+        "tlscap inspect 'status:5xx', pcapng": [TLSCAP, "inspect", str(pcapng), "status:5xx"],
+        "tshark -T json -Y http, pcapng": ["tshark", "-r", str(pcapng), "-T", "json", "-Y", "http"],
+    }
+    taken: dict[str, tuple[float, int]] = {}
+    for name, command in commands.items():
+        with open(os.devnull, "wb") as nothing:
+            begun = time.monotonic()
+            process = subprocess.Popen(command, stdout=nothing, stderr=nothing)
+            _, status, used = os.wait4(process.pid, 0)
+            taken[name] = time.monotonic() - begun, used.ru_maxrss
+        if status:
+            raise SystemExit(f"{name}: status {status}")
+    slowest = max(seconds for seconds, _ in taken.values())
+    table = Table(f"Reading {exchanges:,} exchanges, {pcapng.stat().st_size / 1e9:.2f} GB of pcapng",
+                  "command", "seconds", "times as fast as the slowest", "peak memory")  # fmt: skip
+    for name, (seconds, memory) in taken.items():
+        table.row(name, f"{seconds:.1f}", f"{slowest / seconds:.1f}", f"{memory / 1000:,.0f} MB")
+    table.show()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each run of wrk")
-    parser.add_argument("--only", default="start,calls,nginx,bulk")
+    parser.add_argument("--only", default="start,calls,nginx,bulk,read")
+    parser.add_argument(
+        "--exchanges", type=int, default=110_000, help="in the capture that is read; 110,000 make 1.2 GB"
+    )
     parser.add_argument("--folder", help="where captures are written (default: a temporary folder)")
     options = parser.parse_args()
     print(f"    {' '.join(['tools/bench.py', *sys.argv[1:]])}")
@@ -396,6 +434,8 @@ def main() -> None:
                     measure_nginx(folder, options.rounds, options.seconds)
                 case "bulk":
                     measure_bulk(folder, options.rounds)
+                case "read":
+                    measure_read(folder, options.exchanges)
                 case _:
                     parser.error(f"no measurement named {name!r}")
 
