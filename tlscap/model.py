@@ -63,7 +63,7 @@ class GapReason(enum.Enum):
     CALL_TOO_LARGE = "call-too-large"
     """One call larger than this kernel's bounded copy loop."""
     NOT_CAPTURED = "not-captured"
-    """Imported: the other end acknowledged the bytes, or later ones came, but no packet with them was captured."""
+    """Imported: it is certain that the bytes passed, but the file that was imported does not hold them."""
     UNKNOWN = "unknown"
     """The byte ledger jumped and nothing else is known."""
 
@@ -105,8 +105,8 @@ class Process:
 
     @property
     def label(self) -> str:
-        """``comm[pid]``: the name of the process's interface in the pcapng file."""
-        return f"{self.comm or '?'}[{self.pid}]"
+        """``comm[pid]``: the name of the process's interface in the pcapng file; ``unknown`` when there is nothing to name."""
+        return f"{self.comm or '?'}[{self.pid}]" if self.comm or self.pid >= 0 else "unknown"
 
 
 @dataclass(slots=True, eq=False)
@@ -124,6 +124,8 @@ class Flow:
     remote: Endpoint | None = None
     tuple_source: TupleSource = TupleSource.PLACEHOLDER
     transport: str = "tcp"
+    plaintext: bool = False
+    """It was not encrypted: taken over from a capture of plaintext."""
     role: Role = Role.UNKNOWN
     sni: str = ""
     alpn: str = ""

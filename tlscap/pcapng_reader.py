@@ -234,6 +234,7 @@ def _flow(pairs: dict[str, str], process: Process, time_ns: int) -> Flow:
         remote=remote,
         tuple_source=tuple_source,
         transport=pairs.get("transport", "tcp"),
+        plaintext="plaintext" in pairs,
         role=Role.UNKNOWN if "role-guessed" in pairs else _ROLES.get(pairs.get("role", ""), Role.UNKNOWN),
         sni=pairs.get("sni", ""),
         alpn="" if "alpn-guessed" in pairs else pairs.get("alpn", ""),

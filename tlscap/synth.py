@@ -391,6 +391,7 @@ def describe_flow(
         ("alpn-guessed", "" if flow.alpn == alpn else 1),
         ("joined", "midstream" if flow.joined_midstream else ""),
         ("transport", flow.transport if flow.transport != "tcp" else ""),
+        ("plaintext", 1 if flow.plaintext else ""),
         ("srtt_us", flow.srtt_us if flow.srtt_us >= 0 else ""),
         ("framing", framing),
         ("view", ("", "second-end")[view] if view < 2 else f"end-{view + 1}"),

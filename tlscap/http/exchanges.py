@@ -521,13 +521,14 @@ def request_url(flow: Flow, requests_go: Direction, head: RequestHead) -> str:
     if not host:
         host = flow.sni or (f"[{server.address}]" if server and ":" in server.address else "")
         host = host or (server.address if server else "unknown")
-        if server and server.port != 443:
+        if server and server.port != (80 if flow.plaintext else 443):
             host += f":{server.port}"
     if target == "*":  # asterisk-form: the server as a whole
         target = ""
     elif not target.startswith("/"):
         target = "/" + target
-    return f"{head.scheme.decode('latin-1') or 'https'}://{host}{target}"
+    scheme = head.scheme.decode("latin-1") or ("http" if flow.plaintext else "https")
+    return f"{scheme}://{host}{target}"
 
 
 def _add_problem(exchange: Exchange, problem: str) -> None:
