@@ -45,11 +45,11 @@ from tlscap.http.events import (
     Unparsed,
     Upgraded,
 )
-from tlscap.http.exchanges import Exchange, ExchangeBuilder, Message, _Conversation
+from tlscap.http.exchanges import Exchange, ExchangeBuilder, Message
 from tlscap.http.grpc import grpc_status
 from tlscap.http.messages import AppMessage, field_values
 from tlscap.http.protobuf import describe_protobuf
-from tlscap.model import Data, Direction, Flow, FlowClosed, Gap, Item, Role
+from tlscap.model import Data, Flow, FlowClosed, Gap, Item, Role
 
 TEXT_LIMIT: Final = 1 << 16
 """Bytes of one body, message or piece of a stream that are shown, unless told otherwise."""
@@ -77,28 +77,29 @@ _JSON_TYPE = re.compile(rb"application/json\b|.*[+/]json\b|text/json\b", re.IGNO
 
 def find_flow(items: Iterable[Item], exchange_id: int) -> Flow | None:
     """Return the connection of an exchange, or ``None``: there is no such exchange."""
-    builder = _Finder(exchange_id)
+    finder = _Finder(exchange_id)
+    builder = ExchangeBuilder(event_sink=finder)
     for item in items:
         builder.feed(item)
-        if builder.found:
-            return builder.found
+        if finder.found:
+            return finder.found
     builder.finish(0)
-    return builder.found
+    return finder.found
 
 
-class _Finder(ExchangeBuilder):
-    """Remembers the connection on which an exchange begins."""
+class _Finder:
+    """Remembers the connection on which an exchange begins: an `EventSink`."""
 
     def __init__(self, exchange_id: int) -> None:
-        super().__init__()
         self.found: Flow | None = None
         self._id = exchange_id
 
-    def _begin(self, conversation: _Conversation, head: RequestHead | ResponseHead) -> Exchange:
-        exchange = super()._begin(conversation, head)
-        if exchange.id == self._id:
-            self.found = exchange.flow
-        return exchange
+    def on_event(self, flow: Flow, exchange: Exchange | None, event: AnyEvent, *, has_messages: bool) -> None:
+        if exchange and exchange.id == self._id:
+            self.found = flow
+
+    def on_unread(self, item: Data | Gap, side: Side) -> None:
+        pass
 
 
 def conversation(
@@ -119,7 +120,8 @@ def conversation(
     own.  ``limit`` is how many bytes of each body are shown.
     """
     page = _Page(exchange_id, heads_only=heads_only, as_hex=as_hex, color=color, zone=zone, limit=limit)
-    builder = _Watcher(flow_id, page)
+    watcher = _Watcher(flow_id, page)
+    builder = ExchangeBuilder(message_sink=watcher, event_sink=watcher)
     time_ns = 0
     for item in items:
         time_ns = item.time_ns
@@ -131,57 +133,24 @@ def conversation(
     yield from page.taken()
 
 
-class _Watcher(ExchangeBuilder):
-    """Tells a page about one flow: each event after it was folded into its exchange, and bytes that make no events."""
+class _Watcher:
+    """Tells a page about one flow: an `EventSink` and a `MessageSink`."""
 
     def __init__(self, flow_id: int, page: _Page) -> None:
-        super().__init__(message_sink=self)
         self._flow_id = flow_id
         self._page = page
-        self._unexplained: list[Data | Gap] = []  # what waits for the choice of a protocol
 
-    def feed(self, item: Item) -> list[Exchange]:
-        if item.flow.id != self._flow_id:
-            return super().feed(item)
-        if isinstance(item, Data | Gap):
-            self._unexplained.append(item)
-        talk = self._conversations.get(item.flow.id)
-        done = super().feed(item)
-        talk = self._conversations.get(item.flow.id, talk)
-        if talk and talk._observer:
-            self._unexplained.clear()
-        elif not (talk and talk._chooser.held) or isinstance(item, FlowClosed):
-            self._show_unexplained(talk)
-        return done
-
-    def finish(self, time_ns: int) -> list[Exchange]:
-        talk = self._conversations.get(self._flow_id)
-        done = super().finish(time_ns)
-        self._show_unexplained(talk)
-        return done
+    def on_event(self, flow: Flow, exchange: Exchange | None, event: AnyEvent, *, has_messages: bool) -> None:
+        if flow.id == self._flow_id:
+            self._page.event(flow, exchange, event, has_messages=has_messages)
 
     def on_message(self, exchange: Exchange, message: AppMessage) -> None:
         if exchange.flow.id == self._flow_id:
             self._page.message(exchange, message)
 
-    def _show_unexplained(self, talk: _Conversation | None) -> None:
-        for item in self._unexplained:
-            requests_go = talk.requests_go if talk else Direction.OUTBOUND
-            self._page.stream(item, Side.REQUEST if item.direction is requests_go else Side.RESPONSE)
-        self._unexplained.clear()
-
-    def _apply(self, conversation: _Conversation, events: Iterable[AnyEvent]) -> list[Exchange]:
-        watched = conversation.flow.id == self._flow_id
-        return super()._apply(conversation, self._watched(conversation, events) if watched else events)
-
-    def _watched(self, conversation: _Conversation, events: Iterable[AnyEvent]) -> Iterator[AnyEvent]:
-        for event in events:
-            before = conversation.open.get(event.exchange)
-            yield event
-            # Whoever asks for the next event has folded this one.
-            exchange = conversation.open.get(event.exchange) or before
-            has_messages = (event.exchange, event.side) in conversation.readers
-            self._page.event(conversation.flow, exchange, event, has_messages=has_messages)
+    def on_unread(self, item: Data | Gap, side: Side) -> None:
+        if item.flow.id == self._flow_id:
+            self._page.stream(item, side)
 
 
 class _Page:

@@ -180,12 +180,30 @@ class MessageSink(Protocol):
         ...
 
 
+class EventSink(Protocol):
+    """Gets everything that was observed, in order: for those who show whole conversations."""
+
+    def on_event(self, flow: Flow, exchange: Exchange | None, event: AnyEvent, *, has_messages: bool) -> None:
+        """Take an event, after it was folded into its exchange; ``has_messages``: of a body that a `MessageSink` gets in messages."""
+        ...
+
+    def on_unread(self, item: Data | Gap, side: Side) -> None:
+        """Take bytes of a connection that no observer reads."""
+        ...
+
+
 class ExchangeBuilder:
     """Makes exchanges from the items of one capture."""
 
-    def __init__(self, body_sink: BodySink | None = None, message_sink: MessageSink | None = None) -> None:
+    def __init__(
+        self,
+        body_sink: BodySink | None = None,
+        message_sink: MessageSink | None = None,
+        event_sink: EventSink | None = None,
+    ) -> None:
         self._body_sink = body_sink
         self._message_sink = message_sink
+        self._event_sink = event_sink
         self._conversations: dict[int, _Conversation] = {}
         self._others: list[OtherStream] = []
         self.exchange_count = 0
@@ -207,7 +225,10 @@ class ExchangeBuilder:
                 if conversation is None:
                     conversation = self._conversations[item.flow.id] = _Conversation(item.flow)
                     self.flow_count += 1
-                return self._apply(conversation, conversation.take(item))
+                done = self._apply(conversation, conversation.take(item))
+                if self._event_sink:
+                    self._show_unread(conversation, conversation.unread(item))
+                return done
             case HalfClosed():
                 conversation = self._conversations.get(item.flow.id)
                 return self._apply(conversation, conversation.half_close(item)) if conversation else []
@@ -233,6 +254,8 @@ class ExchangeBuilder:
         return sorted(self._others + still_open, key=lambda other: other.flow.id)
 
     def _close(self, conversation: _Conversation, time_ns: int, why: str) -> list[Exchange]:
+        if self._event_sink:
+            self._show_unread(conversation, conversation.undecided)
         done = self._apply(conversation, conversation.close(time_ns, why))
         for exchange in conversation.open.values():
             if not exchange.response:
@@ -250,59 +273,72 @@ class ExchangeBuilder:
         self._fold(conversation, events, done)
         return list(done.values())
 
+    def _show_unread(self, conversation: _Conversation, items: Iterable[Data | Gap]) -> None:
+        for item in items:
+            if self._event_sink:
+                self._event_sink.on_unread(item, conversation.side(item.direction))
+
     def _fold(self, conversation: _Conversation, events: Iterable[AnyEvent], done: dict[int, Exchange]) -> None:
         for event in events:
-            exchange = conversation.open.get(event.exchange)
-            match event:
-                case BodyData():
-                    if exchange:
-                        self._on_body(conversation, exchange, event, event.data)
-                case MessageEnd():
-                    if exchange:
-                        self._on_message_end(conversation, exchange, event)
-                        if conversation.message_over(exchange, event):
-                            done[event.exchange] = conversation.open.pop(event.exchange)
-                case RequestHead():
-                    exchange = self._begin(conversation, event)
-                    exchange.request = Message(event, event.started_ns, event.time_ns)
-                    exchange.url = request_url(conversation.flow, conversation.requests_go, event)
-                    exchange.problems += [f"request: {note}" for note in event.notes]
-                    self._look_for_messages(conversation, event)
-                case ResponseHead():
-                    exchange = exchange or self._begin(conversation, event)
-                    if event.interim:
-                        exchange.interim.append(event.status)
-                        continue
-                    exchange.response = Message(event, event.started_ns, event.time_ns)
-                    if not exchange.request:
-                        exchange.problems.append("request not seen")
-                    exchange.problems += [f"response: {note}" for note in event.notes]
-                    self._look_for_messages(conversation, event)
-                case BodyGap():
-                    if exchange:
-                        self._on_body(conversation, exchange, event, event)
-                case Trailers():
-                    if exchange and (message := exchange.message(event.side)):
-                        message.trailers = event.headers
-                case Upgraded():
-                    if exchange := exchange or done.pop(event.exchange, None):
-                        self._on_upgrade(conversation, exchange, event)
-                case TunnelData() | TunnelGap():
-                    if conversation.http2:
-                        self._fold(conversation, conversation.within(event), done)
-                    elif exchange:
-                        self._on_tunnel(conversation, exchange, event)
-                case TunnelEnd():
-                    if exchange and not conversation.http2 and self._on_tunnel_end(conversation, exchange, event):
+            exchange = self._fold_one(conversation, event, done)
+            if self._event_sink:
+                has_messages = (event.exchange, event.side) in conversation.readers
+                self._event_sink.on_event(conversation.flow, exchange, event, has_messages=has_messages)
+
+    def _fold_one(self, conversation: _Conversation, event: AnyEvent, done: dict[int, Exchange]) -> Exchange | None:
+        """Fold one event; return its exchange, if it has one."""
+        exchange = conversation.open.get(event.exchange)
+        match event:
+            case BodyData():
+                if exchange:
+                    self._on_body(conversation, exchange, event, event.data)
+            case MessageEnd():
+                if exchange:
+                    self._on_message_end(conversation, exchange, event)
+                    if conversation.message_over(exchange, event):
                         done[event.exchange] = conversation.open.pop(event.exchange)
-                case ControlFrame():
-                    pass
-                case Unparsed():
-                    # What was on its way when a stream was reset is no surprise either.
-                    if event.why != BLANK_LINE and not event.why.startswith("stream already "):
-                        conversation.unparsed += event.length
-                case _:
-                    assert_never(event)
+            case RequestHead():
+                exchange = self._begin(conversation, event)
+                exchange.request = Message(event, event.started_ns, event.time_ns)
+                exchange.url = request_url(conversation.flow, conversation.requests_go, event)
+                exchange.problems += [f"request: {note}" for note in event.notes]
+                self._look_for_messages(conversation, event)
+            case ResponseHead():
+                exchange = exchange or self._begin(conversation, event)
+                if event.interim:
+                    exchange.interim.append(event.status)
+                    return exchange
+                exchange.response = Message(event, event.started_ns, event.time_ns)
+                if not exchange.request:
+                    exchange.problems.append("request not seen")
+                exchange.problems += [f"response: {note}" for note in event.notes]
+                self._look_for_messages(conversation, event)
+            case BodyGap():
+                if exchange:
+                    self._on_body(conversation, exchange, event, event)
+            case Trailers():
+                if exchange and (message := exchange.message(event.side)):
+                    message.trailers = event.headers
+            case Upgraded():
+                if exchange := exchange or done.pop(event.exchange, None):
+                    self._on_upgrade(conversation, exchange, event)
+            case TunnelData() | TunnelGap():
+                if conversation.http2:
+                    self._fold(conversation, conversation.within(event), done)
+                elif exchange:
+                    self._on_tunnel(conversation, exchange, event)
+            case TunnelEnd():
+                if exchange and not conversation.http2 and self._on_tunnel_end(conversation, exchange, event):
+                    done[event.exchange] = conversation.open.pop(event.exchange)
+            case ControlFrame():
+                pass
+            case Unparsed():
+                # What was on its way when a stream was reset is no surprise either.
+                if event.why != BLANK_LINE and not event.why.startswith("stream already "):
+                    conversation.unparsed += event.length
+            case _:
+                assert_never(event)
+        return exchange
 
     def _begin(self, conversation: _Conversation, head: RequestHead | ResponseHead) -> Exchange:
         self.exchange_count += 1
@@ -421,6 +457,17 @@ class _Conversation:
         self._lengths = [0, 0]
 
     @property
+    def undecided(self) -> list[Data | Gap]:
+        """Items that wait for the choice of a protocol."""
+        return self._chooser.held
+
+    def unread(self, item: Data | Gap) -> list[Data | Gap]:
+        """Return what it is certain of, after `take` got this item, that no observer reads it."""
+        if self._observer:
+            return []
+        return self._chooser.forgotten or ([] if self.undecided else [item])
+
+    @property
     def requests_go(self) -> Direction:
         return self._chooser.requests_go
 
@@ -431,6 +478,7 @@ class _Conversation:
         if observer:
             return self._observe(observer, item)
         if self._chooser.protocol:
+            self._chooser.forgotten = []
             return []
         observer = self._observer = self._chooser.take(item)
         events: list[AnyEvent] = []
@@ -444,14 +492,14 @@ class _Conversation:
         """Yield what the orderly end of one direction means."""
         if self._observer:
             self._closed.add(item.direction)
-            yield from self._finish(self._observer, self._side(item.direction), item.time_ns, "")
+            yield from self._finish(self._observer, self.side(item.direction), item.time_ns, "")
 
     def close(self, time_ns: int, why: str) -> Iterator[AnyEvent]:
         """Yield what the end of the rest means.  What was written is whole even if no close_notify was."""
         for direction in (self.requests_go, self.requests_go.opposite):
             if self._observer and direction not in self._closed:
                 whole = direction is Direction.OUTBOUND and why == DROPPED
-                yield from self._finish(self._observer, self._side(direction), time_ns, "" if whole else why)
+                yield from self._finish(self._observer, self.side(direction), time_ns, "" if whole else why)
 
     def within(self, event: TunnelData | TunnelGap) -> list[AnyEvent]:
         """Return what a tunnel's bytes mean when it carries HTTP/2."""
@@ -490,11 +538,11 @@ class _Conversation:
         name = self._chooser.guess() or self._chooser.protocol.replace("http/1.1", "")
         return OtherStream(self.flow, name or "unknown", self._lengths)
 
-    def _side(self, direction: Direction) -> Side:
+    def side(self, direction: Direction) -> Side:
         return Side.REQUEST if direction is self.requests_go else Side.RESPONSE
 
     def _observe(self, observer: Observer, item: Data | Gap) -> list[AnyEvent]:
-        side = self._side(item.direction)
+        side = self.side(item.direction)
         if isinstance(item, Data):
             return observer.feed(side, item.data, item.time_ns)
         return observer.gap(side, item.length, item.reason, item.time_ns)

@@ -77,10 +77,13 @@ class ProtocolChooser:
         self.protocol = ""
         """Empty while it is not decided."""
         self.held: list[Data | Gap] = []
+        self.forgotten: list[Data | Gap] = []
+        """What the latest `take` decided that nobody will read."""
         self._guessed = ""
 
     def take(self, item: Data | Gap) -> Observer | None:
         """Take the next item; return the observer, once there is one."""
+        self.forgotten = []
         self.held.append(item)
         return self._decide()
 
@@ -134,7 +137,8 @@ class ProtocolChooser:
 
     def _forget(self) -> None:
         self._guessed = self._guessed or self._guess()
-        self.held.clear()
+        self.forgotten = self.held
+        self.held = []
 
     def _guess(self) -> str:
         for begin in self._begins().values():
