@@ -8,7 +8,7 @@ import unicodedata
 from datetime import UTC
 
 import pytest
-from helpers import START_NS, Wire, make_flow, simple_exchange
+from helpers import GET, START_NS, Wire, make_flow, simple_exchange
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,14 +124,30 @@ MANY = [
 
 def test_table() -> None:
     """A table that knows its rows is as narrow as they allow."""
-    table = Table(width=120, zone=UTC)
+    table = Table(width=136, zone=UTC)
     exchanges = build(MANY)
     table.fit(exchanges)
     assert [table.header(), *map(table.row, exchanges)] == [
-        "#  TIME          PROCESS     METHOD  URL                                     STATUS  TYPE       SENT  RECEIVED   TOOK",
-        "1  18:00:00.124  curl[4711]  GET     https://a/                                 200  text/html     0      2.0K  1.0ms",
-        "2  18:01:00.124  curl[4711]  DELETE  https://b/long/long…long/long/long/end       -  -             0         -      -  !",
+        "#  TIME          PROCESS     CONN  PROTO  METHOD  URL                                        STATUS  TYPE       SENT  RECEIVED   TOOK",
+        "1  18:00:00.124  curl[4711]     1  h1     GET     https://a/                                    200  text/html     0      2.0K  1.0ms",
+        "2  18:01:00.124  curl[4711]     2  h1     DELETE  https://b/long/long/…g/long/long/long/end       -  -             0         -      -  !",
     ]
+
+
+def test_kinds() -> None:
+    """The column TYPE says what a tunnel is and how an RPC ended; sizes are those of the tunnel."""
+    wire = Wire()
+    (socket,) = build(
+        [
+            wire.out(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n"),
+            wire.into(b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"),
+        ]
+    )
+    assert "101  websocket, 1 message" in Table(zone=UTC).row(socket)
+    wire = Wire()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/grpc+proto\r\ngrpc-status: 5\r\nContent-Length: 0\r\n\r\n"
+    (rpc,) = build([wire.out(GET), wire.into(head)])
+    assert "200  grpc NOT_FOUND" in Table(zone=UTC).row(rpc)
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])

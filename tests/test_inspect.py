@@ -71,8 +71,9 @@ def test_table(run: Run) -> None:
     result = run(two_flows())
     assert result.exit_code == 0
     header, row = result.stdout.splitlines()
-    assert header.split() == ["#", "TIME", "PROCESS", "METHOD", "URL", "STATUS", "TYPE", "SENT", "RECEIVED", "TOOK"]
-    assert row.split()[2:6] == ["curl[4711]", "GET", "https://a/", "200"]
+    titles = ["#", "TIME", "PROCESS", "CONN", "PROTO", "METHOD", "URL", "STATUS", "TYPE", "SENT", "RECEIVED", "TOOK"]
+    assert header.split() == titles
+    assert row.split()[2:8] == ["curl[4711]", "1", "h1", "GET", "https://a/", "200"]
     assert result.stderr == "1 exchange on 2 connections; 1 connection was HTTP/2 without an exchange\n"
 
 

@@ -122,10 +122,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, END_HEADERS, PADDED, WITH_PRIORITY = 1, 4, 8, 32
 
-GET, POST, ROOT_PATH, HTTPS, STATUS_200, STATUS_404 = b"\x82", b"\x83", b"\x84", b"\x87", b"\x88", b"\x8d"
+GET, POST, ROOT_PATH, HTTPS, STATUS_200 = b"\x82", b"\x83", b"\x84", b"\x87", b"\x88"
 AUTHORITY, PATH, CONTENT_TYPE = b"\x41", b"\x44", b"\x5f"
-NEWEST = b"\xbe"
-"""The field that entered the dynamic table last."""
 
 
 def text(value: bytes) -> bytes:
@@ -343,8 +341,6 @@ def grpc() -> Frames:
     method = b"/helloworld.Greeter/SayHello"
     common = CONTENT_TYPE + text(b"application/grpc") + literal(b"te", b"trailers")
     ask = POST + HTTPS + AUTHORITY + text(b"greeter.example") + PATH + text(method) + common
-    # 62 upwards: te, content-type, :path, :authority.
-    again = POST + HTTPS + b"\xc1\xc0\xbf\xbe"
     yield (
         samples.start()
         + samples.process(b"greeter", b"greeter", time_ns=at(0))
@@ -360,7 +356,7 @@ def grpc() -> Frames:
         + wire.into(frame(HEADERS, END_HEADERS, 1, STATUS_200 + CONTENT_TYPE + text(b"application/grpc")))
         + wire.into(frame(DATA, 0, 1, reply) + frame(HEADERS, END_STREAM | END_HEADERS, 1, trailers))
     )
-    again = POST + HTTPS + b"\xc2\xc1\xc0\xbf"
+    again = POST + HTTPS + b"\xc2\xc1\xc0\xbf"  # :authority, :path, content-type, te
     refusal = STATUS_200 + b"\xc0" + literal(b"grpc-status", b"5") + literal(b"grpc-message", b"no%20such%20greeter")
     yield (
         wire.out(frame(HEADERS, END_HEADERS, 3, again) + frame(DATA, END_STREAM, 3, b"\0\0\0\0\0"))
@@ -419,7 +415,7 @@ def http2_frames() -> Frames:
     reply = STATUS_200 + kind + literal(b"trailer", b"server-timing")
     promise = GET + HTTPS + PATH + text(b"/style.css") + AUTHORITY + text(b"www.example.com")
     page = frame(DATA, PADDED, 1, padded(b"inter", 3)) + frame(DATA, 0, 3, b"st") + frame(DATA, 0, 1, b"leaved")
-    # 62 upwards: :authority, :path, trailer, content-type.
+    # The dynamic table from 62 upwards: :authority, :path, trailer, content-type.
     pushed = frame(HEADERS, END_HEADERS, 2, STATUS_200 + b"\xc1") + frame(DATA, END_STREAM, 2, b"body {}")
     yield wire.into(
         frame(HEADERS, 0, 1, reply[:7]) + frame(CONTINUATION, END_HEADERS, 1, reply[7:]),
@@ -432,7 +428,7 @@ def http2_frames() -> Frames:
     yield (
         wire.out(
             frame(PING, 0, 0, b"12345678")
-            + frame(HEADERS, END_HEADERS | END_STREAM, 5, GET + HTTPS + ROOT_PATH + b"\xc1")
+            + frame(HEADERS, END_HEADERS | END_STREAM, 5, GET + HTTPS + ROOT_PATH + b"\xc2")
         )
         + wire.into(
             frame(PING, 1, 0, b"12345678") + frame(HEADERS, END_HEADERS, 5, STATUS_200) + frame(DATA, 0, 5, b"too ")

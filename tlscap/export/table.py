@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
+from tlscap.http.events import Side
 from tlscap.http.exchanges import Exchange
+from tlscap.http.grpc import grpc_status
 
 _URL_GOOD: Final = 32  # the URL is what people look for: other columns give way before it gets shorter than this
 _TYPE_MIN: Final = 10
@@ -45,6 +47,8 @@ _COLUMNS: Final = (
     _Column("#", 4, right=True),
     _Column("TIME", 12),
     _Column("PROCESS", 16),
+    _Column("CONN", 4, right=True),
+    _Column("PROTO", 5),
     _Column("METHOD", 6),
     _Column("URL", 40),
     _Column("STATUS", 6, right=True),
@@ -54,12 +58,17 @@ _COLUMNS: Final = (
     _Column("TOOK", 8, right=True),
     _Column("", 1),  # the mark of what is not complete
 )
-_PROCESS: Final = 2
-_URL: Final = 4
-_STATUS: Final = 5
-_TYPE: Final = 6
-_SENT: Final = 7
-_MARK: Final = 10
+_TITLES: Final = [column.title for column in _COLUMNS]
+_PROCESS: Final = _TITLES.index("PROCESS")
+_CONNECTION: Final = _TITLES.index("CONN")
+_PROTOCOL: Final = _TITLES.index("PROTO")
+_URL: Final = _TITLES.index("URL")
+_STATUS: Final = _TITLES.index("STATUS")
+_TYPE: Final = _TITLES.index("TYPE")
+_SENT: Final = _TITLES.index("SENT")
+_MARK: Final = len(_COLUMNS) - 1
+_PROTOCOLS: Final = {"http/1.1": "h1", "http/1.0": "h1.0", "http/0.9": "h0.9"}
+"""Protocols with a name too long for their column."""
 _GAP: Final = "  "
 
 
@@ -97,7 +106,7 @@ class Table:
         if self._width is None:
             return
         natural = self._widths
-        for dropped in (None, _SENT, _TYPE, _PROCESS):
+        for dropped in (None, _CONNECTION, _SENT, _PROTOCOL, _TYPE, _PROCESS):
             if dropped is not None:
                 self._shown.remove(dropped)
             self._widths = list(natural)
@@ -113,18 +122,20 @@ class Table:
 
     def _cells(self, exchange: Exchange) -> list[str]:
         request, response = exchange.request, exchange.response
-        content_type = (response.values(b"content-type") if response else None) or [b""]
+        tunnel = exchange.tunnel
         duration_ns = exchange.duration_ns
         return [
             str(exchange.id),
             clock_time(exchange.started_ns, self._zone),
             visible(exchange.flow.process.label),
+            str(exchange.flow.id),
+            _PROTOCOLS.get(exchange.protocol, visible(exchange.protocol)),
             visible(request.head.method.decode("latin-1")) if request else "-",
             visible(exchange.url) if request else "-",
             str(response.head.status or "-") if response else "-",
-            visible(content_type[0].partition(b";")[0].strip().decode("latin-1")) or "-",
-            human_size(request.body_size) if request else "-",
-            human_size(response.body_size) if response else "-",
+            visible(_kind(exchange)) or "-",
+            human_size(request.body_size + tunnel.get(Side.REQUEST, 0)) if request else "-",
+            human_size(response.body_size + tunnel.get(Side.RESPONSE, 0)) if response else "-",
             "-" if duration_ns is None else human_duration(duration_ns),
             "" if exchange.complete else "!",
         ]
@@ -142,6 +153,24 @@ class Table:
             padded[_STATUS] = _colored(padded[_STATUS], _COLOR_BY_CLASS.get(status // 100, ""))
             padded[_MARK] = _colored(padded[_MARK], _COLOR_OF_PROBLEM)
         return _GAP.join(padded[column] for column in self._shown).rstrip()
+
+
+def _kind(exchange: Exchange) -> str:
+    """Say what an answer is: its content type; what the connection became; how an RPC ended."""
+    response = exchange.response
+    if response is None:
+        return ""
+    if exchange.tunnel:
+        count = sum(exchange.message_counts.values())
+        return (
+            f"{exchange.upgraded_to}, {count} message{'' if count == 1 else 's'}"
+            if exchange.message_counts
+            else exchange.upgraded_to
+        )
+    content_type = (response.values(b"content-type") or [b""])[0].partition(b";")[0].strip()
+    if content_type.startswith(b"application/grpc") and (status := grpc_status(response.headers, response.trailers)):
+        return f"grpc {status.name}"
+    return content_type.decode("latin-1")
 
 
 def visible(text: str) -> str:
