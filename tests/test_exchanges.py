@@ -55,6 +55,25 @@ def test_one_exchange() -> None:
     assert (exchange.complete, exchange.problems) == (True, [])
 
 
+@pytest.mark.parametrize("alpn", ["", "http/1.1"])
+def test_an_answer_read_before_its_question_was_written(alpn: str) -> None:
+    """One thread writes, another reads: the write began earlier, but the read was told of first."""
+    flow = make_flow(alpn=alpn)
+    items: list[Item] = [
+        Data(flow, IN, 0, OK[:20], 884),
+        Data(flow, IN, 20, OK[20:], 884),
+        Data(flow, OUT, 0, GET, 266),
+        Data(flow, OUT, len(GET), GET, 1000),
+        Data(flow, IN, len(OK), OK, 1100),
+    ]
+    first, second = build(items, finish=False)
+    assert (first.complete, first.problems, second.complete) == (True, [], True)
+    assert first.duration_ns == 884 - 266
+    late: list[Item] = [Data(flow, IN, 0, OK, 884), Data(flow, OUT, 0, GET, 900)]
+    assert [exchange.complete for exchange in build(late)] == [False, False]
+    assert [bool(exchange.response) for exchange in build(late)] == [True, False]
+
+
 def test_times() -> None:
     """Times are those of the first and the last byte of each message."""
     wire = Wire()
@@ -378,6 +397,38 @@ def test_http2(alpn: str, size: int) -> None:
         assert (exchange.protocol, exchange.complete, exchange.problems) == ("h2", True, [])
         assert (exchange.request.body_size, exchange.response.body_size) == (5, 7)
         assert exchange.response.trailers == ((b"t", b"u"),)
+
+
+def test_a_client_that_stops_at_the_length() -> None:
+    """All that Content-Length announced came, then the client reset the stream: nothing is missing."""
+    settings_frame = bytes.fromhex("000000040000000000")
+    wire = Wire(make_flow(alpn="h2"))
+    items = [
+        wire.out(PREFACE + settings_frame + bytes.fromhex("00000601050000000182874181f384")),
+        wire.into(settings_frame + bytes.fromhex("000004010400000001885c8167000003000000000001616263")),
+        wire.out(bytes.fromhex("00000403000000000100000005")),
+        wire.into(bytes.fromhex("000000000100000001")),
+    ]
+    (exchange,) = build(items)
+    assert exchange.complete
+    assert exchange.problems == []
+
+
+def test_a_reset_before_the_request_was_sent() -> None:
+    """A server that needs no more of a request ends it quietly only when its length says nothing else."""
+    server, client = server_and_client()
+    client.initiate_connection()
+    fields = [(":method", "POST"), (":scheme", "https"), (":authority", "h"), (":path", "/")]
+    client.send_headers(1, [*fields, ("content-length", "700")])
+    client.send_headers(3, fields)
+    asked = client.data_to_send()
+    server.receive_data(asked)
+    for stream in (1, 3):
+        server.send_headers(stream, [(":status", "413")], end_stream=True)
+        server.reset_stream(stream, 0)
+    wire = Wire(make_flow(alpn="h2"))
+    announced, open_ended = build([wire.out(asked), wire.into(server.data_to_send())])
+    assert (announced.complete, open_ended.complete) == (False, True)
 
 
 def test_upgrade_to_http2() -> None:

@@ -7,6 +7,7 @@ packages=(
     gcc libc6-dev python3 python3-venv python3-dev    # the ring reader, the virtual environment
     python3-bpfcc                                     # the other loader; it compiles when it records
     curl openssl nginx-light wrk nghttp2-client       # what is recorded in the demo and in the tests
+    nghttp2-server apache2-utils libnginx-mod-http-brotli-filter
     tshark tcpdump zstd iproute2 procps util-linux    # what the tests judge by
 )
 if [[ -d /usr/share/doc/base-files ]] && command -v dpkg >/dev/null; then
@@ -21,10 +22,13 @@ missing=()
 for package in "${packages[@]}"; do
     grep -qx "$package installed" <<<"$installed" || missing+=("$package")
 done
-# Any flavor of nginx will do.
+# Any flavor of nginx will do.  Debian's module fits Debian's alone; without it a test is skipped.
 if command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]]; then
+    unwanted=" nginx-light "
+    dpkg-query --show --showformat='${db:Status-Status}' nginx-common 2>/dev/null | grep -qx installed ||
+        unwanted+="libnginx-mod-http-brotli-filter "
     for index in "${!missing[@]}"; do
-        [[ ${missing[index]} == nginx-light ]] && unset "missing[index]"
+        [[ $unwanted == *" ${missing[index]} "* ]] && unset "missing[index]"
     done
 fi
 [[ ${#missing[@]} -gt 0 ]] || exit 0
@@ -34,15 +38,16 @@ if [[ $EUID -ne 0 ]]; then
     exit 1
 fi
 
-# A package that brings a service starts it.  nginx is installed as a program: nothing of ours may take port 80.
+# A package that brings a service starts it.  nginx is installed as a program: nothing of ours may take port 80, and a
+# server that runs already is not restarted for a module.
 policy=/usr/sbin/policy-rc.d
-if [[ " ${missing[*]} " == *" nginx-light "* ]]; then
+if [[ " ${missing[*]} " == *nginx* ]]; then
     if [[ ! -e $policy ]]; then
         trap 'rm -f "$policy"' EXIT
         printf '%s\n' '#!/bin/sh' 'case " $* " in *" nginx "* | *" nginx.service "*) exit 101 ;; esac' 'exit 0' >"$policy"
         chmod 755 "$policy"
     fi
-    disable_nginx=1
+    [[ " ${missing[*]} " == *" nginx-light "* ]] && disable_nginx=1
 fi
 
 echo "tlscap: installing ${missing[*]}"

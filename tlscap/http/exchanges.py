@@ -36,6 +36,7 @@ from tlscap.http.events import (
     Unparsed,
     Upgraded,
 )
+from tlscap.http.http1 import Http1Connection, clear_start
 from tlscap.http.http2 import Http2Connection
 from tlscap.http.messages import AppMessage, MessageDecoder, field_values, tunnel_decoders
 from tlscap.http.protocols import Observer, ProtocolChooser, server_of
@@ -49,6 +50,7 @@ from tlscap.model import (
     Gap,
     HalfClosed,
     Item,
+    Role,
 )
 
 HeadT = TypeVar("HeadT", RequestHead, ResponseHead)
@@ -58,6 +60,9 @@ DROPPED: Final = "connection dropped without close_notify"
 
 _COUNTED_ONLY: Final = 1 << 10
 """Bytes kept of a tunnel's message when nobody asked for messages: enough to count them."""
+
+_EARLY_LIMIT: Final = 16
+"""Items that wait for the question that they answer."""
 
 _COUNTED_KINDS: Final = frozenset({"text", "binary", "continuation"})
 
@@ -454,6 +459,7 @@ class _Conversation:
         self.http2: Http2Connection | None = None
         """What the tunnel carries, after an upgrade to h2c."""
         self._closed: set[Direction] = set()
+        self._early: list[Data | Gap] = []  # answers to nothing that was seen yet
         self._lengths = [0, 0]
 
     @property
@@ -476,7 +482,7 @@ class _Conversation:
         self._lengths[item.direction] += len(item.data) if isinstance(item, Data) else item.length
         observer = self._observer
         if observer:
-            return self._observe(observer, item)
+            return self._observe_in_order(observer, item)
         if self._chooser.protocol:
             self._chooser.forgotten = []
             return []
@@ -484,18 +490,21 @@ class _Conversation:
         events: list[AnyEvent] = []
         if observer:
             for held in self._chooser.held:
-                events += self._observe(observer, held)
+                events += self._observe_in_order(observer, held)
             self._chooser.held.clear()
         return events
 
     def half_close(self, item: HalfClosed) -> Iterator[AnyEvent]:
         """Yield what the orderly end of one direction means."""
         if self._observer:
+            yield from self._flush(self._observer)
             self._closed.add(item.direction)
             yield from self._finish(self._observer, self.side(item.direction), item.time_ns, "")
 
     def close(self, time_ns: int, why: str) -> Iterator[AnyEvent]:
         """Yield what the end of the rest means.  What was written is whole even if no close_notify was."""
+        if self._observer:
+            yield from self._flush(self._observer)
         for direction in (self.requests_go, self.requests_go.opposite):
             if self._observer and direction not in self._closed:
                 whole = direction is Direction.OUTBOUND and why == DROPPED
@@ -540,6 +549,36 @@ class _Conversation:
 
     def side(self, direction: Direction) -> Side:
         return Side.REQUEST if direction is self.requests_go else Side.RESPONSE
+
+    def _observe_in_order(self, observer: Observer, item: Data | Gap) -> list[AnyEvent]:
+        """Have an item observed, an answer after its question.
+
+        When one thread of a client writes and another reads, the answer may be read before the call that wrote the question has
+        returned and told of it.  Outbound items carry the time at which their call began: it tells.
+        """
+        early = self._early
+        if item.direction is self.requests_go:
+            if not early:
+                return self._observe(observer, item)
+            if item.time_ns <= early[0].time_ns:
+                events = self._observe(observer, item)
+                return events + self._flush(observer)
+            return self._flush(observer) + self._observe(observer, item)
+        if not early and not self._is_early(observer, item):
+            return self._observe(observer, item)
+        early.append(item)
+        return self._flush(observer) if len(early) > _EARLY_LIMIT else []
+
+    def _is_early(self, observer: Observer, item: Data | Gap) -> bool:
+        """Tell whether an item begins an answer to a question that was not seen."""
+        if self.flow.role is not Role.CLIENT or not isinstance(item, Data) or not isinstance(observer, Http1Connection):
+            return False
+        return observer.idle and clear_start(item.data, Side.RESPONSE) is not False
+
+    def _flush(self, observer: Observer) -> list[AnyEvent]:
+        """Have what waited for its question observed."""
+        early, self._early = self._early, []
+        return [event for item in early for event in self._observe(observer, item)]
 
     def _observe(self, observer: Observer, item: Data | Gap) -> list[AnyEvent]:
         side = self.side(item.direction)

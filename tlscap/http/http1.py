@@ -143,6 +143,11 @@ class Http1Connection:
         self._reader(side).finish(time_ns, why)
         return self._taken()
 
+    @property
+    def idle(self) -> bool:
+        """Whether a response that came now would answer no request that was seen."""
+        return not self._asked and self._responses.between_messages
+
     def _reader(self, side: Side) -> _RequestReader | _ResponseReader:
         return self._requests if side is Side.REQUEST else self._responses
 
@@ -263,6 +268,11 @@ class _Reader:
             self._tunnel_over = True
             self._emit(TunnelEnd(exchange=self._tunnel_exchange, side=self._side, time_ns=self._time_ns, why=why))
         self._lose_step(why or "connection closed")
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether no message is under way."""
+        return self._state in (self._start, self._lost) and not self._held
 
     # --- Held bytes ---
 

@@ -307,6 +307,8 @@ class Http2Connection:
         if half.state == _TUNNEL:
             self._end_tunnel(half, side, "" if complete else why)
         else:
+            if not complete and self._is_full(half, side):
+                complete, why = True, f"all that content-length says; {why}"
             self._end_message(half, side, complete=complete, why=why)
         half.state = _ENDED
         half.why = after
@@ -336,6 +338,11 @@ class Http2Connection:
             )
         )
 
+    def _is_full(self, half: _Half, side: Side) -> bool:
+        """Tell whether a body is over by its length, though nothing said so: receivers may stop there (RFC 9113, 8.1.1)."""
+        whole = half.state == _OPEN and half.declared == half.received
+        return whole and not half.has_gap and not self._reader(side).missed(half)
+
     def _end_both(self, stream: _Stream, why: str, after: str, *, complete: bool = False) -> None:
         """End what is open of a stream."""
         for side, half in ((Side.REQUEST, stream.request), (Side.RESPONSE, stream.response)):
@@ -349,7 +356,8 @@ class Http2Connection:
         quiet = error == NO_ERROR and side is Side.RESPONSE and stream.response.state == _ENDED
         who = "client" if side is Side.REQUEST else "server"
         why = f"stream reset: {error_name(error)}, by the {who}"
-        self._end_both(stream, why, "stream already reset", complete=quiet)
+        asked = stream.request.declared in (-1, stream.request.received)
+        self._end_both(stream, why, "stream already reset", complete=quiet and asked)
 
     def _go_away(self, side: Side, last: int) -> None:
         """Take the news that ``side`` will not look at streams of the other one beyond ``last``."""

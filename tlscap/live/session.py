@@ -596,6 +596,8 @@ class Session:
             _, pid, incarnation = CONNECTION_KEY.unpack(key)
             ident, bytes_in, bytes_out, *_ = CONNECTION.unpack(value)
             ended = alive.get(pid) != incarnation
+            if ended and not last and pid not in self._exited:
+                continue  # it ended just now: the recorder has not read its last samples yet
             if ended:
                 loader.delete("connections", key)
             if ended or last:
