@@ -1,14 +1,18 @@
-"""Golden captures: today's tlscap makes of the committed sidecars the committed pcapng files, byte for byte."""
+"""Golden captures: today's tlscap makes of the committed sidecars the committed pcapng files and JSON, byte for byte."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tlscap.capture import open_capture
+from tlscap.cli.inspect import inspect
 from tlscap.model import FlowOpened, Gap
 from tlscap.rebuild import PcapngBuilder
 from tlscap.sidecar import SidecarReader
@@ -16,7 +20,22 @@ from tlscap.sidecar import SidecarReader
 FOLDER = Path(__file__).parent / "fixtures" / "captures"
 MAKER = Path(__file__).parent.parent / "tools" / "make_fixtures.py"
 NAMES = sorted(path.name.removesuffix(".pcapng") for path in FOLDER.glob("*.pcapng"))
-EXPECTED = {"both-ends", "carried-over", "holes", "holes-plain", "http1-keep-alive", "http2", "unknown-addresses"}
+EXPECTED = {
+    "both-ends",
+    "carried-over",
+    "chunked",
+    "close-delimited",
+    "grpc",
+    "holes",
+    "holes-plain",
+    "http1-keep-alive",
+    "http2",
+    "http2-frames",
+    "lost-step",
+    "server-sent-events",
+    "unknown-addresses",
+    "websocket",
+}
 
 
 def frames(path: Path) -> list[bytes]:
@@ -36,7 +55,7 @@ def test_all_are_there(made: Path) -> None:
     """Every capture that make_fixtures makes is committed, nothing else is, and they are small."""
     assert set(NAMES) == EXPECTED
     assert {path.name for path in made.iterdir()} == {path.name for path in FOLDER.iterdir()}
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 100_000
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 150_000
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +70,38 @@ def test_rebuild(name: str) -> None:
 def test_made_again(made: Path, name: str) -> None:
     """What make_fixtures makes today is what is committed; zstd may pack it differently, so frames are compared."""
     assert frames(made / f"{name}.tlscap.zst") == frames(FOLDER / f"{name}.tlscap.zst")
-    assert (made / f"{name}.pcapng").read_bytes() == (FOLDER / f"{name}.pcapng").read_bytes()
+    for suffix in (".pcapng", ".jsonl"):
+        assert (made / (name + suffix)).read_bytes() == (FOLDER / (name + suffix)).read_bytes()
+
+
+def inspected(path: Path) -> list[str]:
+    """Return the lines of ``tlscap inspect --json``."""
+    done = CliRunner().invoke(inspect, [str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inspect(name: str) -> None:
+    """What `inspect --json` says of a committed sidecar is what is committed."""
+    assert inspected(FOLDER / f"{name}.tlscap.zst") == (FOLDER / f"{name}.jsonl").read_text("ascii").splitlines()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inspect_pcapng(name: str) -> None:
+    """It says the same of the pcapng, but for one thing.
+
+    A pcapng has FINs at the end of every connection: that one was dropped without close_notify can't be seen in it, so a body that
+    lasts until the end counts as complete.
+    """
+    expected: list[dict[str, Any]] = [json.loads(line) for line in inspected(FOLDER / f"{name}.tlscap.zst")]
+    if name == "close-delimited":
+        dropped = expected[1]
+        assert dropped["problems"] == ["response cut short: connection dropped without close_notify"]
+        assert not dropped["complete"]
+        dropped["problems"] = []
+        dropped["complete"] = dropped["response"]["complete"] = True
+    assert [json.loads(line) for line in inspected(FOLDER / f"{name}.pcapng")] == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -60,7 +60,13 @@ def comparable(recording: Recording) -> list[dict[str, Any]]:
     bodies = all_bodies(recording.sidecar)
     exchanges = inspect_json(recording.sidecar)
     for exchange in exchanges:
-        del exchange["started"], exchange["duration"], exchange["process"]["pid"]
+        del (
+            exchange["started"],
+            exchange["duration"],
+            exchange["wait"],
+            exchange["handshake"],
+            exchange["process"]["pid"],
+        )
         for end in ("local", "client"):
             del exchange["flow"][end]["port"]
         exchange["bodies"] = [digest(bodies.get((exchange["id"], side), b"")) for side in ("request", "response")]
