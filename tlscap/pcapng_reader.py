@@ -181,7 +181,7 @@ class _Section:
         application = "".join(char if char.isprintable() else "?" for char in self._header.application[:_MAX_SHOWN])
         return CorruptError(
             f"this is a pcapng file of another program ({application or 'not named'}); tlscap reads only its own",
-            hint="Wireshark and tshark read such a file.",
+            hint="take it over first: tlscap import FILE -o NAME.pcapng",
         )
 
 

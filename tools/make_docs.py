@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/cli.md: every command with its help, as the program itself prints it.  A test compares."""
+"""Writes docs/cli.md, or with ``-`` standard output: every command with its help, as the program itself prints it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def text() -> str:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["-"]:
+        sys.stdout.write(text())
+        return
     page = ROOT / "docs" / "cli.md"
     page.write_text(text(), encoding="utf-8")
     sys.stdout.write(f"{page}\n")

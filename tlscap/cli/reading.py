@@ -30,6 +30,7 @@ def follow(
     if exchange_id is not None:
         flow = find_flow(with_progress(opened), exchange_id)
         if flow is None:
+            warn_of(opened)
             raise TlscapError(f"no exchange {exchange_id} in this recording")
     else:
         flow = next((item.flow for item in with_progress(opened) if item.flow.id == flow_id), None)
