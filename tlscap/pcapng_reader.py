@@ -2,8 +2,8 @@
 
 Per flow and direction the bytes and the holes come back as they were; `Data` come in the pieces of the packets.
 The true addresses and all else about a flow come from the comment of its SYN, the process from the
-interface's description.  A FIN gives `HalfClosed`, the ACK after both FINs `FlowClosed`: so a flow that was
-only closed comes back half closed twice, and then closed.
+interface's description.  A FIN gives `HalfClosed` unless its comment says that nobody said it, the ACK after both
+FINs `FlowClosed`.
 
 The file may have been filtered, sorted, merged or saved again by Wireshark's tools as long as whole packets with
 their comments remain: packets of connections without a tlscap SYN are passed over.  What the reader holds is
@@ -39,7 +39,7 @@ from tlscap.model import (
 )
 from tlscap.packets import ACK, FIN, SYN, Segment, parse_tcp
 from tlscap.pcapng import EnhancedPacket, InterfaceDescription, SectionHeader, read_blocks
-from tlscap.synth import PLACEHOLDER_LOCAL, PLACEHOLDER_REMOTE, parse_pairs
+from tlscap.synth import DROPPED_COMMENT, PLACEHOLDER_LOCAL, PLACEHOLDER_REMOTE, parse_pairs
 
 _APPLICATION = "tlscap"
 _FLOW_COMMENT = "tlscap flow="
@@ -170,7 +170,8 @@ class _Section:
             connection.offset[direction] += len(data)
         if segment.flags & FIN:
             connection.closed[direction] = True
-            yield HalfClosed(flow, direction, time_ns)
+            if DROPPED_COMMENT not in packet.comments:
+                yield HalfClosed(flow, direction, time_ns)
         elif all(connection.closed) and not segment.payload and not packet.comments:
             flow.closed_ns = time_ns
             for endpoints in connection.endpoints:

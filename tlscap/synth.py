@@ -58,6 +58,9 @@ SYNTHETIC_COMMENT: Final = (
     "Ethernet, IP, TCP and TLS framing is synthetic; the application data was captured by tlscap in the process"
 )
 
+DROPPED_COMMENT: Final = "tlscap: dropped without close_notify"
+"""On the FIN of a side that never said that it was done."""
+
 PLACEHOLDER_LOCAL: Final = ipaddress.IPv4Network("192.0.2.0/24")
 """Where the process's own address is not known, it is one of these (RFC 5737)."""
 
@@ -307,18 +310,18 @@ class _Connection:
             length -= tlsnull.MAX_RECORD
             comment = ""
 
-    def fin(self, direction: Direction, time_ns: int) -> Iterator[bytes]:
+    def fin(self, direction: Direction, time_ns: int, comment: str = "") -> Iterator[bytes]:
         """Yield this side's FIN, unless it was sent."""
         half = self._halves[direction]
         if not half.closed:
             half.closed = True
             self._last_fin = direction
-            yield self._packet(direction, FIN | ACK, time_ns)
+            yield self._packet(direction, FIN | ACK, time_ns, comment=comment)
 
     def close(self, time_ns: int) -> Iterator[bytes]:
         """Yield the FINs that are missing, the process's own first, and the acknowledgement of the last."""
-        yield from self.fin(Direction.OUTBOUND, time_ns)
-        yield from self.fin(Direction.INBOUND, time_ns)
+        yield from self.fin(Direction.OUTBOUND, time_ns, DROPPED_COMMENT)
+        yield from self.fin(Direction.INBOUND, time_ns, DROPPED_COMMENT)
         yield self._packet(self._last_fin.opposite, ACK, time_ns)
 
     def _packet(
