@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from tlscap.http.events import (
     AnyEvent,
     BodyData,
     BodyGap,
+    ControlFrame,
     MessageEnd,
     RequestHead,
     ResponseHead,
@@ -19,6 +20,7 @@ from tlscap.http.events import (
     Unparsed,
 )
 from tlscap.http.http1 import Http1Connection
+from tlscap.http.protocols import Observer
 from tlscap.model import (
     Data,
     Direction,
@@ -105,9 +107,11 @@ def simple_exchange(body: bytes = b"hello", *headers: bytes, flow: Flow | None =
 # --- Driving an observer ---
 
 
-def observe(steps: Iterable[Step], *, finish: bool = True, **options: Any) -> list[AnyEvent]:
+def observe(
+    steps: Iterable[Step], *, finish: bool = True, make: Callable[..., Observer] = Http1Connection, **options: Any
+) -> list[AnyEvent]:
     """Return everything that a fresh connection says about these steps, times left out."""
-    connection = Http1Connection(**options)
+    connection = make(**options)
     events: list[AnyEvent] = []
     for side, what in steps:
         if isinstance(what, int):
@@ -193,7 +197,7 @@ def accounted(events: Iterable[AnyEvent]) -> dict[Side, int]:
         match event:
             case BodyData() | TunnelData():
                 length = len(event.data)
-            case RequestHead() | ResponseHead() | BodyGap() | TunnelGap() | Unparsed():
+            case RequestHead() | ResponseHead() | BodyGap() | TunnelGap() | Unparsed() | ControlFrame():
                 length = event.length
             case MessageEnd():
                 length = event.framing_length

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import click
 import pytest
+from captures import answer, get, write_capture
 
 from tlscap import __version__, errors
 from tlscap.cli import main as cli
@@ -317,3 +318,19 @@ def test_the_page_of_the_command_line_is_true() -> None:
         [sys.executable, ROOT / "tools" / "make_docs.py", "-"], capture_output=True, text=True, check=True
     )
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == done.stdout, "run tools/make_docs.py"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [[], ["--json"], ["--har"], ["--stats"], ["--flows"], ["--follow", "1"], ["--body", "1"]]
+)
+def test_a_full_disk_behind_standard_output(tmp_path: Path, arguments: list[str]) -> None:
+    """One line and the status for files that can't be written, whatever was asked for; also when only the last flush fails."""
+    path = write_capture(tmp_path / "c.tlscap.zst", [(get("/"), answer(bytes(200)))] * 100)
+    with open("/dev/full", "wb") as full:
+        command = [str(Path(sys.executable).with_name("tlscap")), "inspect", str(path), *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.splitlines()[-1] == "tlscap: standard output: No space left on device"
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

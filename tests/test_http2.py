@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import helpers
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -21,7 +23,7 @@ from h2.events import (
     TrailersReceived,
 )
 from h2.settings import SettingCodes
-from helpers import REQUEST, RESPONSE, Seen, Step, cut, drips, merged, passed
+from helpers import REQUEST, RESPONSE, Seen, Step, accounted, cut, drips, merged, passed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,19 +50,7 @@ from tlscap.model import GapReason
 # --- Driving the observer ---
 
 
-def observe(steps: Iterable[Step], *, finish: bool = True, **options: Any) -> list[AnyEvent]:
-    """Return everything that a fresh connection says about these steps, times left out."""
-    connection = Http2Connection(**options)
-    events: list[AnyEvent] = []
-    for side, what in steps:
-        if isinstance(what, int):
-            events += connection.gap(side, what, GapReason.RING_FULL, 0)
-        else:
-            events += connection.feed(side, what, 0)
-    if finish:
-        events += connection.finish(REQUEST, 0)
-        events += connection.finish(RESPONSE, 0)
-    return events
+observe = functools.partial(helpers.observe, make=Http2Connection)
 
 
 def drip(steps: Sequence[Step], **options: Any) -> list[AnyEvent]:
@@ -70,22 +60,6 @@ def drip(steps: Sequence[Step], **options: Any) -> list[AnyEvent]:
         assert merged(observe(pieces, **options)) == whole, pieces
     assert accounted(whole) == passed(steps)
     return whole
-
-
-def accounted(events: Iterable[AnyEvent]) -> dict[Side, int]:
-    """Return how many bytes of each side the events stand for."""
-    lengths = {REQUEST: 0, RESPONSE: 0}
-    for event in events:
-        match event:
-            case BodyData() | TunnelData():
-                lengths[event.side] += len(event.data)
-            case MessageEnd():
-                lengths[event.side] += event.framing_length
-            case RequestHead() | ResponseHead() | BodyGap() | TunnelGap() | Unparsed() | ControlFrame():
-                lengths[event.side] += event.length
-            case Trailers() | Upgraded():
-                pass
-    return lengths
 
 
 def messages(events: Iterable[AnyEvent], side: Side) -> dict[int, Seen]:

@@ -56,7 +56,7 @@ FLOW = Flow(
     NOW_NS,
     local=Endpoint("fe80::1", 50000),
     remote=Endpoint("fe80::2", 8443),
-    tuple_source=TupleSource.PROC,
+    tuple_source=TupleSource.IMPORTED,
     transport="tcp",
     role=Role.SERVER,
     sni='a "b" \\ c',

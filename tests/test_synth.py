@@ -182,9 +182,10 @@ def complaints(tshark: Tshark, data: bytes) -> list[str]:
 def test_http1_opens_as_http_without_a_complaint(tshark: Tshark, port: int, tmp_path: Path) -> None:
     """On the TLS port and on any other: rows, exported objects equal to the bytes, nothing to warn about."""
     data = write(conversation(flow(port=port)))
-    rows = fields(tshark, data, "http", "http.request.uri", "http.response.code", "frame.packet_flags_direction")
-    outbound, inbound = ["/index.html", "", "0x00000002"], ["", "200", "0x00000001"]
+    rows = fields(tshark, data, "http", "http.request.method", "http.response.code", "frame.packet_flags_direction")
+    outbound, inbound = ["GET", "", "0x00000002"], ["", "200", "0x00000001"]
     assert rows == [outbound, inbound, outbound, inbound]
+    assert fields(tshark, data, "http.request", "http.request.uri") == [["/index.html"]] * 2
     assert complaints(tshark, data) == []
     tshark(data, "-q", "--export-objects", f"http,{tmp_path / 'objects'}")
     assert (tmp_path / "objects" / "index.html").read_bytes() == BODY
@@ -436,7 +437,7 @@ def test_unknown_addresses_are_placeholders(unknown: Endpoint | None) -> None:
     """Of the documentation ranges, the server on 443, and different for different flows."""
     seen = set()
     for number in range(50):
-        about = flow(number, local=unknown, remote=unknown, tuple_source=TupleSource.PROC)
+        about = flow(number, local=unknown, remote=unknown, tuple_source=TupleSource.SYSCALL)
         data = write([Talk(about)(OUT, REQUEST)])
         (_, segment), *_ = packets(data)
         assert segment.source[:3] == bytes([192, 0, 2])

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from tlscap.http.bodies import Body
-from tlscap.http.content import ContentDecoder, ContentError
+from tlscap.http.bodies import Body, LenientDecoder
 from tlscap.http.events import BodyGap, Header, Side
 from tlscap.http.exchanges import Exchange
 
@@ -135,36 +134,23 @@ class Outliner:
 
 
 class _Digest:
-    """A hash of one body: of its content if it can be decoded, of its bytes if not; holes are part of it."""
+    """A hash of one body: of its content as far as that can be decoded, else of its bytes; holes are part of it."""
 
     def __init__(self, encodings: str) -> None:
         self._hash = hashlib.sha256()
-        self._decoder: ContentDecoder | None = None
-        self._empty = True
-        try:
-            self._decoder = ContentDecoder(encodings)
-        except ContentError:
-            self._hash.update(encodings.encode())
+        self._decoder = LenientDecoder(encodings)
 
     def add(self, piece: bytes | BodyGap) -> None:
-        self._empty = False
+        pieces = self._decoder.hole() if isinstance(piece, BodyGap) else self._decoder.feed(piece)
+        for decoded in pieces:
+            self._hash.update(decoded)
         if isinstance(piece, BodyGap):
             self._hash.update(b"\0hole %d" % piece.length)
-            if self._decoder and self._decoder.encodings:
-                self._decoder = None
-            return
-        if self._decoder is None:
-            self._hash.update(piece)
-            return
-        try:
-            for decoded in self._decoder.feed(piece):
-                self._hash.update(decoded)
-        except ContentError as error:
-            self._hash.update(str(error).encode())
-            self._decoder = None
 
     def finish(self) -> bytes:
-        return b"empty" if self._empty else self._hash.digest()
+        self._decoder.finish()
+        self._hash.update(self._decoder.note.encode())
+        return self._hash.digest() if self._decoder.transferred or self._decoder.note else b"empty"
 
 
 def compare(before: Iterable[Outline], after: Iterable[Outline]) -> Comparison:

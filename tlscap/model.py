@@ -41,8 +41,6 @@ class TupleSource(enum.Enum):
 
     SYSCALL = "syscall"
     """The socket of a system call made inside a TLS call of this connection, on the same thread."""
-    PROC = "proc"
-    """The socket found by descriptor through the process, outside a TLS call."""
     IMPORTED = "imported"
     """Taken over from a file that another program wrote."""
     PLACEHOLDER = "placeholder"

@@ -259,7 +259,9 @@ def test_stdout_into_tshark(nginx: Nginx, tmp_path: Path) -> None:
     """``-w - | tshark -r -`` shows what passes."""
     (tmp_path / "home").mkdir()
     command = [*curl(nginx), "-o", "/dev/null", f"{nginx.url}/say/streamed"]
-    script = 'tlscap="$1"; shift; "$tlscap" record -w - -- "$@" | tshark -r - -Y http -T fields -e http.request.uri'
+    script = (
+        'tlscap="$1"; shift; "$tlscap" record -w - -- "$@" | tshark -r - -Y http.request -T fields -e http.request.uri'
+    )
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", script, "bash", *tlscap_path(), *command],
         env={**CLEAN_ENVIRONMENT, "HOME": str(tmp_path / "home")},

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, cast
@@ -230,7 +231,7 @@ class _Watched:
         return data
 
 
-class _Job:
+class _Job(ABC):
     """An import: its items, and what there is to say after the last one."""
 
     what = ""
@@ -241,9 +242,10 @@ class _Job:
         self.tls_left_out: Counter[str] = Counter()
         self.packets_left_out: Counter[str] = Counter()
 
+    @abstractmethod
     def items(self) -> Iterator[Item]:
         """Yield everything that happened."""
-        raise NotImplementedError
+        ...
 
 
 class _HarJob(_Job):

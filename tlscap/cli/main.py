@@ -6,6 +6,7 @@ Exit statuses (README, "Exit statuses"): 0 success, 1 error, 2 wrong usage, 3 th
 
 from __future__ import annotations
 
+import errno
 import importlib
 import keyword
 import os
@@ -14,7 +15,9 @@ import sys
 import click
 
 from tlscap import __version__
-from tlscap.errors import TlscapError
+from tlscap.errors import OutputError, TlscapError
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 COMMANDS = {
     "record": "Record what programs say over TLS.",
@@ -81,6 +84,17 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has enough.  Keep the interpreter from complaining when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read our output has enough.
+        _forget_output()
         sys.exit(141)
+    except OSError as error:
+        # What is opened by name has its own messages: this is standard output, or a disk that fails.
+        _forget_output()
+        where = error.filename or ("standard output" if error.errno in _NO_ROOM else "a file")
+        report(OutputError(f"{where}: {error.strerror or error}"))
+        sys.exit(OutputError.exit_status)
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from complaining when it flushes what can't be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

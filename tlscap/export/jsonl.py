@@ -35,7 +35,7 @@ Every key is always there; ``null`` says that it is not known, or does not apply
     process       {...}   pid, comm, exe, cmdline [str], uid; empty or null when not known
     flow          {...}   id, local and remote {address, port} or null, client and server (the same two, by role; null when
                           the role is unknown), role "client" | "server" | "unknown", sni, alpn (or null),
-                          tuple_source "syscall" | "proc" | "imported" | "placeholder", transport "tcp" | "udp"
+                          tuple_source "syscall" | "imported" | "placeholder", transport "tcp" | "udp"
 
 Text that came as bytes is decoded as Latin-1, so that ``value.encode("latin-1")`` gives back exactly what was sent; the
 exception is ``grpc``, whose message is UTF-8 by definition.

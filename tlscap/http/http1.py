@@ -24,6 +24,7 @@ not, the first response after that answers the *newest* request, and the older o
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ class Http1Connection:
         self._requests.answered(asked.exchange, protocol)
 
 
-class _Reader:
+class _Reader(ABC):
     """One side: the states that both kinds of messages share."""
 
     def __init__(self, connection: Http1Connection, side: Side, head_limit: int) -> None:
@@ -326,11 +327,11 @@ class _Reader:
     def _blank_line_means_something(self) -> bool:
         return False
 
-    def _may_start(self, data: bytes, pos: int) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _may_start(self, data: bytes, pos: int) -> bool: ...
 
-    def _accepts_start(self, line: bytes) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _accepts_start(self, line: bytes) -> bool: ...
 
     def _line_accepted(self) -> None:
         """React to a start line that is all of its message (HTTP/0.9)."""
@@ -405,8 +406,8 @@ class _Reader:
         blank = _BLANK_LINE.search(data, pos)
         return blank.end() if blank else _HOLD
 
-    def _head(self, line: bytes, headers: tuple[Header, ...], notes: list[str], length: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _head(self, line: bytes, headers: tuple[Header, ...], notes: list[str], length: int) -> None: ...
 
     def _begin_message(self, exchange: int) -> None:
         self._exchange = exchange
@@ -461,8 +462,8 @@ class _Reader:
         if not self._remaining:
             self._end_message(complete=True, why="length")
 
-    def _enter_unannounced(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _enter_unannounced(self) -> None: ...
 
     # --- Bodies ---
 

@@ -26,6 +26,7 @@ a client sends before the answer is the content of its request.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -415,7 +416,7 @@ class Http2Connection:
             self._end(stream, side, complete=False, why=reason)
 
 
-class _Reader:
+class _Reader(ABC):
     """One side: the frames, and what both kinds of messages share."""
 
     def __init__(self, connection: Http2Connection, side: Side, head_limit: int) -> None:
@@ -499,9 +500,10 @@ class _Reader:
 
     # --- In and out of step ---
 
+    @abstractmethod
     def _start(self, data: bytes, pos: int) -> int:
         """Take the first bytes of the side."""
-        raise NotImplementedError
+        ...
 
     def _lost(self, data: bytes, pos: int) -> int:
         if pos not in (0, self._seam):
@@ -832,12 +834,13 @@ class _Reader:
         if stream and block.ends_stream:
             self._connection._end_of_stream(stream, self._side)
 
+    @abstractmethod
     def _section(self, block: _Block, section: FieldSection) -> None:
         """Take the fields of a HEADERS frame."""
-        raise NotImplementedError
+        ...
 
-    def _half_of(self, stream: _Stream) -> _Half:
-        raise NotImplementedError
+    @abstractmethod
+    def _half_of(self, stream: _Stream) -> _Half: ...
 
     def _trailers(self, block: _Block, section: FieldSection, stream: _Stream) -> None:
         half = self._half_of(stream)

@@ -16,6 +16,7 @@ plus `MessageDecoder.between` is the number of bytes that were fed or reported m
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -350,7 +351,7 @@ def _keep(kept: bytearray, data: bytes, limit: int) -> None:
         kept += data[:room]
 
 
-class FramedDecoder:
+class FramedDecoder(ABC):
     """What WebSocket and gRPC have in common: each frame is a header, which says how long its payload is, and that.
 
     A hole inside of a payload costs that message and nothing else.  Any other hole, and a header that can be none,
@@ -412,12 +413,13 @@ class FramedDecoder:
 
     # --- What a protocol adds ---
 
+    @abstractmethod
     def _begin(self, head: bytes, started_ns: int) -> int:
         """Read the header at the front of ``head``: set the frame and what is left of it, return the header's length.
 
         0: more is needed.  -1: this is no header.
         """
-        raise NotImplementedError
+        ...
 
     def _payload(self, data: bytes) -> bytes:
         """Return payload bytes as they were before framing."""
@@ -426,17 +428,20 @@ class FramedDecoder:
     def _skipped(self, length: int) -> None:
         """Note that as much of the payload is missing."""
 
+    @abstractmethod
     def _end(self, frame: Draft) -> None:
         """React to the end of a frame."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _abandon(self, why: str) -> None:
         """End what is under way as incomplete."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _fits(self, data: bytes) -> bool:
         """Tell whether ``data`` is frames from its first byte on, beyond reasonable doubt."""
-        raise NotImplementedError
+        ...
 
     # --- Steps ---
 
