@@ -2,21 +2,31 @@
  * A program with OpenSSL's function names and none of its code: every call returns what the scene wants.
  * What a recorder must make of it is written in test_semantics.py.
  */
+#include <arpa/inet.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 static int result;
 static size_t moved;
+static int wire = -1; /* the socket that SSL_write uses, as the library would */
 static volatile int sink;
 
 #define API __attribute__((noinline, visibility("default")))
 #define BODY(number) sink = number; __asm__ volatile("" ::: "memory")
 
 API int SSL_read(void *ssl, void *buf, int n) { BODY(1); return result; }
-API int SSL_write(void *ssl, const void *buf, int n) { BODY(2); return result; }
+API int SSL_write(void *ssl, const void *buf, int n)
+{
+	if (wire >= 0)
+		send(wire, "ciphertext", 10, 0);
+	BODY(2);
+	return result;
+}
 API int SSL_read_ex(void *ssl, void *buf, size_t n, size_t *count) { BODY(3); *count = moved; return result; }
 API int SSL_write_ex(void *ssl, const void *buf, size_t n, size_t *count) { BODY(4); *count = moved; return result; }
 API int SSL_peek(void *ssl, void *buf, int n) { BODY(5); return result; }
@@ -41,6 +51,7 @@ API int SSL_shutdown(void *ssl) { BODY(11); return 0; }
 API void SSL_set_connect_state(void *ssl) { BODY(12); }
 API void SSL_set_accept_state(void *ssl) { BODY(13); }
 API void SSL_free(void *ssl) { BODY(14); }
+API int SSL_set_fd(void *ssl, int fd) { BODY(18); return 1; }
 API int SSL_clear(void *ssl) { BODY(15); return 1; }
 API long SSL_ctrl(void *ssl, int command, long arg, void *pointer) { BODY(16); return 1; }
 API void SSL_get0_alpn_selected(void *ssl, const unsigned char **data, unsigned *length)
@@ -69,8 +80,51 @@ static void say(void *ssl, const char *text)
 	SSL_write(ssl, text, result);
 }
 
+static int connected(int listener)
+{
+	struct sockaddr_in address;
+	socklen_t size = sizeof(address);
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	getsockname(listener, (struct sockaddr *)&address, &size);
+	if (connect(fd, (struct sockaddr *)&address, size))
+		_exit(9);
+	getsockname(fd, (struct sockaddr *)&address, &size);
+	printf("%d\n", ntohs(address.sin_port));
+	fflush(stdout);
+	return fd;
+}
+
+/* One SSL* over time: what was known of it must be forgotten at the right moments, and only then. */
+static int reuse(char *self, char *round)
+{
+	void *one = (void *)0x1000;
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (bind(listener, (struct sockaddr *)&any, sizeof(any)) || listen(listener, 9))
+		return 9;
+	wire = connected(listener);
+	say(one, "its address ");
+	say(one, "is known ");
+	if (!strcmp(round, "last"))
+		return 0;
+	say(one, "now, ");
+	wire = connected(listener);
+	SSL_set_fd(one, wire);
+	say(one, "on another ");
+	say(one, "socket"); /* by now the thread relies on what it knows */
+	SSL_free(one);
+	say(one, "another connection, ");
+	say(one, "in one piece");
+	return execl(self, self, "reuse", "last", NULL); /* the same thread and the same SSL* in another program */
+}
+
 int main(int argc, char **argv)
 {
+	if (argc > 2)
+		return reuse(argv[0], argv[2]);
+
 	size_t big = argc > 1 ? strtoul(argv[1], NULL, 10) : 3000000, n;
 	char *bytes = malloc(big + 1), buf[256] = "inner";
 	void *one = (void *)0x1000, *two = (void *)0x2000, *three = (void *)0x3000;

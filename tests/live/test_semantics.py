@@ -14,7 +14,7 @@ import pytest
 
 from live.servers import run_tlscap
 from tlscap.capture import open_capture
-from tlscap.decode import MarkEvent, decode
+from tlscap.decode import AddressEvent, MarkEvent, decode
 from tlscap.model import Data, Direction, Flow, FlowClosed, Gap, GapReason, HalfClosed, Item, Role
 from tlscap.sidecar import SidecarReader
 
@@ -35,15 +35,17 @@ main()
 """
 
 
-def modern(*arguments: str | Path) -> None:
+def modern(*arguments: str | Path) -> bytes:
     done = run_tlscap(*arguments)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def bounded(*arguments: str | Path) -> None:
+def bounded(*arguments: str | Path) -> bytes:
     """`tlscap` with the programs that kernels before 5.17 get."""
     done = subprocess.run([sys.executable, "-c", OLD_KERNEL, *map(str, arguments)], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,30 @@ def big() -> bytes:
 
 
 @pytest.mark.parametrize("tlscap", [modern, bounded])
-def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., None]) -> None:
+def test_reuse(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> None:
+    """An SSL* on another socket, freed, and in another program on the same thread: nothing old is believed."""
+    ports = [
+        int(port) for port in tlscap("record", "-q", "-o", tmp_path / "scene", "--", program, "reuse", "1").split()
+    ]
+    scene = Scene(tmp_path / "scene.tlscap.zst")
+
+    moved, freed, replaced = sorted(scene.flows, key=lambda flow: flow.id)
+    streams = [scene.streams[flow.id, Direction.OUTBOUND] for flow in (moved, freed, replaced)]
+    assert streams == [
+        [b"its address is known now, on another socket"],
+        [b"another connection, in one piece"],
+        [b"its address is known "],
+    ]
+    assert moved.ssl == freed.ssl == replaced.ssl
+    assert [flow.local.port for flow in (moved, freed, replaced)] == [ports[1], ports[1], ports[2]]
+    with (tmp_path / "scene.tlscap.zst").open("rb") as file:
+        events = [event for frame in SidecarReader(file).frames() for event in decode(frame)]
+    seen = [event.local_port for event in events if isinstance(event, AddressEvent)]
+    assert seen == [ports[0], ports[1], ports[1], ports[2]], "each socket is told of once"
+
+
+@pytest.mark.parametrize("tlscap", [modern, bounded])
+def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> None:
     """Every function does to the streams what its documentation says, and nothing else."""
     tlscap("record", "-q", "-o", tmp_path / "scene", "--", program, BIG)
     scene = Scene(tmp_path / "scene.tlscap.zst")
