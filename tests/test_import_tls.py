@@ -562,15 +562,16 @@ PROTOCOLS = [*sorted(tshark.NEEDED), *(f"proto{number}" for number in range(200)
 def test_protocols() -> None:
     """All but the needed protocols are switched off; a list that looks different is refused."""
     listing = "".join(f"Long name\tSHORT\t{name}\n" for name in PROTOCOLS).encode()
-    disabled = tshark.protocols_to_disable(listing)
-    assert disabled == [f"proto{number}" for number in range(200)]
-    assert tshark.protocols_to_disable(listing.replace(b"\n", b"\tT\tF\n")) == disabled
+    old = tshark.protocol_options(listing)
+    assert old == [word for number in range(200) for word in ("--disable-protocol", f"proto{number}")]
+    new = tshark.protocol_options(listing.replace(b"\n", b"\tT\tT\tF\n"))
+    assert new == ["--only-protocols", "data,eth,ethertype,frame,ipv6,tcp,tls"]
     for bad in (b"", b"tls\n", listing.replace(b"\ttls\n", b"\tssl\n"), listing[:500]):
         with pytest.raises(TlscapError, match="does not list its protocols"):
-            tshark.protocols_to_disable(bad)
-    words = tshark.arguments(disabled[:1], lenient=True)
+            tshark.protocol_options(bad)
+    words = tshark.arguments(new, lenient=True)
     assert words[:2] == ["-r", "-"]
-    assert words[-2:] == ["--disable-protocol", "proto0"]
+    assert words[-2:] == new
     assert "tls.ignore_ssl_mac_failed:TRUE" in words
 
 
@@ -581,15 +582,29 @@ def test_answers() -> None:
         Decrypted((22, 23), True, (8, 11), "h2", (), b"abc"),
     )
     assert tshark.parse(b"1\t\t\t\t\t0\t\r\n") == (1, Decrypted(alerts=(0,)))
+    # The ChangeCipherSpec that stands in front of a record tells nothing of that.
+    assert tshark.parse(b"1\t20\t23\t\t\t\t\n") == (1, Decrypted((), True))
+    assert tshark.parse(b"1\t20,22\t\t20\t\t\t\n") == (1, Decrypted((22,), False, (20,)))
     for bad in (b"", b"1\t2\n", b"x\t\t\t\t\t\t\n", b"1\t\t\t\t\t\tzz\n", b"1\tx\t\t\t\t\t\n"):
         with pytest.raises(TlscapError, match="not what was asked for"):
             tshark.parse(bad)
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([OUT, IN]), st.binary(min_size=1, max_size=300))))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 3),
+            st.sampled_from([OUT, IN]),
+            st.builds(lambda kind, rest: bytes([kind]) + rest, st.integers(20, 23), st.binary(max_size=300)),
+        )
+    )
+)
 def test_feeder(records: list[tuple[int, Direction, bytes]]) -> None:
-    """Each record is the payload of one packet; its packets are a connection, in order, with addresses of its own."""
+    """Each record is the payload of one packet; its packets are a connection, in order, with addresses of its own.
+
+    Only a ChangeCipherSpec comes late: in front of the direction's next record.
+    """
     import io
 
     from tlscap import pcapng
@@ -613,11 +628,17 @@ def test_feeder(records: list[tuple[int, Direction, bytes]]) -> None:
     assert [packet.time_ns - START_NS for packet in packets] == list(range(len(records)))
     decoder, reassembler = FrameDecoder(), Reassembler()
     streams: dict[tuple[int, Direction], bytes] = {}
-    for packet, (connection, _, content) in zip(packets, records, strict=True):
+    held: dict[tuple[int, Direction], bytes] = {}
+    for packet, (connection, direction, content) in zip(packets, records, strict=True):
         assert isinstance(packet, Packet)
         segment = decoder.decode(packet)
         assert segment is not None
-        assert segment.payload == content
+        waiting = held.pop((connection, direction), b"")
+        if content[0] == hello.CHANGE_CIPHER_SPEC:
+            held[connection, direction] = content
+            assert segment.payload == waiting
+        else:
+            assert segment.payload == waiting + content
         for item in reassembler.feed(segment, packet.time_ns):
             assert not isinstance(item, Gap)
             if isinstance(item, Data):
@@ -626,7 +647,7 @@ def test_feeder(records: list[tuple[int, Direction, bytes]]) -> None:
     for connection in (1, 2, 3):
         for direction in Direction:
             wanted = b"".join(content for one, way, content in records if (one, way) == (connection, direction))
-            assert streams.get((connection, direction), b"") == wanted
+            assert streams.get((connection, direction), b"") + held.get((connection, direction), b"") == wanted
         feeder.end(connection)
     assert reassembler.finish() == []
 

@@ -8,7 +8,8 @@ packages=(
     python3-bpfcc                                     # the other loader; it compiles when it records
     curl openssl nginx-light wrk nghttp2-client       # what is recorded in the demo and in the tests
     nghttp2-server apache2-utils libnginx-mod-http-brotli-filter
-    tshark tcpdump zstd iproute2 procps util-linux    # what the tests judge by
+    tshark tcpdump zstd bpftool bsdextrautils         # what the tests judge by
+    iproute2 procps util-linux
 )
 if [[ -d /usr/share/doc/base-files ]] && command -v dpkg >/dev/null; then
     packages+=("linux-headers-$(dpkg --print-architecture)")

@@ -773,6 +773,16 @@ def tunnel(options: argparse.Namespace) -> None:
     server = listen()
     say(port=server.getsockname()[1])
 
+    def receive(sock: socket.socket) -> bytes | None:
+        """Return what has come; None when that was a session ticket, behind which an SSL socket would wait for data."""
+        sock.setblocking(False)
+        try:
+            return sock.recv(1 << 16)
+        except ssl.SSLWantReadError:
+            return None
+        finally:
+            sock.setblocking(True)
+
     def copy(plain: socket.socket, wrapped: ssl.SSLSocket) -> None:
         """One thread for both directions."""
         with plain, wrapped:
@@ -780,10 +790,11 @@ def tunnel(options: argparse.Namespace) -> None:
             while True:
                 ready = [wrapped] if wrapped.pending() else select.select([plain, wrapped], [], [])[0]
                 for sock in ready:
-                    data = sock.recv(1 << 16)
-                    if not data:
+                    data = receive(sock)
+                    if data == b"":
                         return
-                    other[sock].sendall(data)
+                    if data:
+                        other[sock].sendall(data)
 
     while True:
         plain, _ = server.accept()

@@ -156,6 +156,7 @@ def receive():
         while size := sock.recv_into(buffer):
             got += size
         print("received", sock.getpeername()[1], got, flush=True)
+        sock.unwrap()
 
 def send(stream):
     sizes = random.Random(stream)

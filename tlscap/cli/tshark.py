@@ -41,7 +41,7 @@ class Decryption:
         self._folder = folder
         self._share = share
         self._program: list[str] = []
-        self._disabled: list[str] = []
+        self._protocols: list[str] = []
         self._user = invoking_user()
         self._all: list[_Tshark] = []
         self._strict: list[_Tshark] = []
@@ -73,7 +73,7 @@ class Decryption:
         """Start one more process."""
         if not self._program:
             self._prepare()
-        command = [*self._program, *tshark.arguments(self._disabled, lenient=lenient)]
+        command = [*self._program, *tshark.arguments(self._protocols, lenient=lenient)]
         process = _Tshark(command, self._keys, self._folder, self._user)
         self._all.append(process)
         return process
@@ -91,7 +91,7 @@ class Decryption:
             check=False,
             **_harmless(self._user),
         )
-        self._disabled = tshark.protocols_to_disable(asked.stdout)
+        self._protocols = tshark.protocol_options(asked.stdout)
         self._program = [program]
 
 
