@@ -27,8 +27,8 @@ class BuildWithBpf(build_ext):
         out.mkdir(parents=True, exist_ok=True)
         self.compile_bpf(out / "tlscap.bpf.o")
         # BCC compiles at start: it gets the sources.
-        for name in ("events.h", "kernel.h", "maps.h", "tlscap.bpf.c"):
-            shutil.copy(ROOT / "bpf" / name, out / name)
+        for source in (ROOT / "bpf").glob("*.[ch]"):
+            shutil.copy(source, out / source.name)
 
     def compile_bpf(self, target: Path) -> None:
         arch = TARGET_ARCH.get(platform.machine())

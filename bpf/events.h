@@ -23,6 +23,8 @@ enum sample_type {
 	SAMPLE_MAPPED = 10,   /* a process runs another program, or mapped libraries */
 	SAMPLE_EXIT = 11,     /* a process that made TLS calls ended */
 	SAMPLE_MARK = 12,     /* early data or a peek: says something about bytes, moves none */
+	SAMPLE_CALLBACK = 14, /* a library was given a function to send or receive ciphertext with */
+	SAMPLE_UNJOINED = 13, /* a process's TLS call made no socket call: the library may not own the socket */
 };
 
 enum direction { INBOUND = 0, OUTBOUND = 1 };
@@ -40,7 +42,8 @@ enum name_kind { NAME_SNI = 1, NAME_ALPN = 2 };
 enum mark_kind { MARK_EARLY_DATA = 1, MARK_PEEK = 2 };
 
 enum sample_flags {
-	FLAG_NO_STATE = 1, /* the connection table is full: `conn` names this call only */
+	FLAG_NO_STATE = 1,   /* the connection table is full: `conn` names this call only */
+	FLAG_CIPHERTEXT = 2, /* of an address: the socket carried the bytes of a TLS record of this connection */
 };
 
 #define CHUNK_MAX 16384
@@ -81,8 +84,7 @@ struct sample_open {
 	__u32 role;
 };
 
-struct sample_address {
-	struct sample_header h;
+struct socket_address {
 	__u8 local[16]; /* IPv4 in the first four bytes */
 	__u8 remote[16];
 	__u16 family; /* AF_INET 2, AF_INET6 10, AF_UNIX 1 */
@@ -90,6 +92,11 @@ struct sample_address {
 	__u16 remote_port;
 	__u16 protocol;
 	__u32 srtt_us;
+};
+
+struct sample_address {
+	struct sample_header h;
+	struct socket_address at;
 	__u32 fd;
 };
 
@@ -132,6 +139,13 @@ struct sample_mapped {
 	__u64 inode;
 	__u32 device;
 	__u32 executable; /* a program began to run from this file; else look at what the process maps */
+};
+
+struct sample_callback {
+	struct sample_header h;
+	__u64 address;
+	__u32 kind; /* enum call_kind: what the function does */
+	__u32 pad;
 };
 
 struct sample_mark {

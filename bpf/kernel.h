@@ -41,7 +41,11 @@ struct fdtable {
 struct files_struct {
 	struct fdtable *fdt;
 };
+struct thread_struct {
+	unsigned long fsbase; /* x86-64 */
+};
 struct task_struct {
+	struct thread_struct thread;
 	struct task_struct *group_leader, *real_parent;
 	__u64 start_boottime;
 	int tgid, pid;
@@ -82,17 +86,22 @@ struct linux_binprm {
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP_ 6
+#define IPPROTO_UDP_ 17
 
 #if defined(__TARGET_ARCH_arm64) || defined(__aarch64__)
 enum { NR_read = 63, NR_write = 64, NR_readv = 65, NR_writev = 66, NR_sendto = 206, NR_recvfrom = 207,
        NR_sendmsg = 211, NR_recvmsg = 212 };
 #define RETURN_SLOT 0 /* the return address is in a register */
 #define SYSCALL_ARG(regs, n) ((void *)(regs) + 8 * (n))
+#define SYSCALL_NUMBER(regs) ((void *)(regs) + 280) /* after regs[31], sp, pc, pstate, orig_x0: 32 bits and 32 unused ones */
+#define GOROUTINE_REGISTER(regs) ((void *)(regs) + 8 * 28)
 #else
 enum { NR_read = 0, NR_write = 1, NR_readv = 19, NR_writev = 20, NR_sendto = 44, NR_recvfrom = 45,
        NR_sendmsg = 46, NR_recvmsg = 47 };
 #define RETURN_SLOT 8 /* `ret` has popped the return address */
 /* struct pt_regs of x86-64: di, si, dx, r10, r8, r9 hold a system call's arguments. */
+#define SYSCALL_NUMBER(regs) ((void *)(regs) + 120) /* orig_ax */
+#define GOROUTINE_REGISTER(regs) ((void *)(regs) + 8) /* r14 */
 #define SYSCALL_ARG(regs, n) \
 	((void *)(regs) + ((n) == 0 ? 112 : (n) == 1 ? 104 : (n) == 2 ? 96 : (n) == 3 ? 56 : (n) == 4 ? 72 : 64))
 #endif

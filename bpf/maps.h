@@ -19,13 +19,14 @@ struct call {
 	__u64 entry_ns;
 	__u32 incarnation; /* of the process, see struct process */
 	__u16 kind;
-	__u16 wanted;
+	__u8 wanted;
+	__u8 unproven;
 };
 
 struct process {
 	__u64 start_ns;
 	__u32 incarnation;
-	__u32 traced;
+	__u32 flags;
 };
 
 struct file_id {
@@ -103,6 +104,15 @@ struct thread {
 	__u64 settled_epoch;
 	__u64 wants; /* its next socket call tells the address of: */
 	struct connection_key wanted;
+	__u64 goroutine; /* if it is made by this one, in this call; 0: by whatever runs here */
+	__u64 go_call;
+	/* A BIO_read inside a TLS call. */
+	__u64 bio_sp;
+	__u64 bio_buffer;
+	struct connection_key bio_of;
+	/* The rustls connection that was used last, when its address is still sought: where it is, and its name. */
+	__u64 rustls;
+	struct connection_key rustls_of;
 };
 struct {
 	int(*type)[BPF_MAP_TYPE_TASK_STORAGE];
@@ -110,5 +120,26 @@ struct {
 	int *key;
 	struct thread *value;
 } threads SEC(".maps");
+
+/* The beginning of a TLS record's body: as good as a name, since it is random or encrypted. */
+#define CIPHER_BYTES 24
+struct cipher_key {
+	__u32 pid;
+	__u32 length;
+	__u8 bytes[CIPHER_BYTES];
+};
+
+/* A record that a socket brought. */
+struct arrival {
+	__u64 socket;
+	struct socket_address at;
+	__u32 ambiguous; /* another socket brought the same */
+};
+
+MAP_OF(BPF_MAP_TYPE_LRU_HASH, seen_callbacks, struct call_key, __u32, 1024); /* pid, address */
+MAP_ARRAY(joining, __u64, 1); /* not 0: some process joins by ciphertext */
+MAP_OF(BPF_MAP_TYPE_LRU_HASH, handed_out, struct cipher_key, struct connection_key, 16384);
+MAP_OF(BPF_MAP_TYPE_LRU_HASH, taken_in, struct cipher_key, struct arrival, 16384);
+MAP_OF(BPF_MAP_TYPE_LRU_HASH, relays, __u64, __u32, 4096); /* sockets whose records were passed on to others */
 #endif
 #endif

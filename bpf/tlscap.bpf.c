@@ -30,6 +30,11 @@
  */
 #define OPAQUE(value) asm volatile("" : "+r"(value))
 #define INLINE static __always_inline
+#ifdef TLSCAP_BCC
+#define SHARED INLINE
+#else
+#define SHARED static __attribute__((noinline)) /* verified and loaded once for each program that uses it */
+#endif
 
 /* What a call does with its arguments.  Kept in samples (sample_data.call). */
 enum call_kind {
@@ -48,7 +53,35 @@ enum call_kind {
 	CALL_ALPN = 13,       /* (ssl, **text, *length) */
 	CALL_READ_INNER = 14, /* ssl_read_internal: as CALL_READ_EX, but 0 means the end and < 0 failure */
 	CALL_WRITE_INNER = 15,
+	CALL_HANDSHAKE_ZERO = 16, /* as CALL_HANDSHAKE, but 0 is success */
+	CALL_RECV_FLAGS = 17,     /* (fd, buffer, n, flags) -> count; flag 2 only peeks */
+	CALL_RECV_PACKET = 18,    /* (session, *packet) -> count */
+	CALL_FLUSH = 19,          /* sends what was counted when it was handed over: calls inside it count nothing */
+	CALL_INIT = 20,           /* (*session, flags) -> 0; flag 1 is a server */
+	CALL_ALPN_DATUM = 21,     /* (session, *{text, u32 length}) -> 0 */
+	CALL_ALPN_TEXT = 22,      /* (ssl) -> text */
+	CALL_BIO_READ = 23,       /* (bio, buffer, n) -> count, of ciphertext */
+	CALL_BIO_WRITE = 24,
+	CALL_BIO_WRITEV = 29,     /* (pointer, vector, count) */
+	CALL_GO_READ = 25,        /* crypto/tls.(*Conn) */
+	CALL_GO_WRITE = 26,
+	CALL_GO_CLIENT = 27,      /* a handshake: nil is success */
+	CALL_GO_SERVER = 28,
+	CALL_RUSTLS_WRITE = 30,   /* CommonState::buffer_plaintext(self, &OutboundChunks) -> count */
+	CALL_RUSTLS_READ = 31,    /* take_received_plaintext(self, &Payload) */
+	CALL_RUSTLS_SEND = 32,    /* ChunkVecBuffer::write_to, of a buffer inside CommonState */
+	CALL_RUSTLS_START = 33,   /* the handshake is done */
+	CALL_RUSTLS_END = 34,
 };
+
+/* An attach cookie: what a function is, and which of its arguments, counted from 1, are special. */
+#define COOKIE_KIND(cookie) ((cookie) & 0xff)
+#define COOKIE_ARG(cookie) ((cookie) >> 8 & 15)     /* the address of the count; of a name */
+#define COOKIE_LENGTH(cookie) ((cookie) >> 12 & 15) /* the length of a name; 0: a zero ends it */
+#define COOKIE_UNPROVEN (1 << 19)                   /* found by a signature: believed when it handles TLS records */
+#define COOKIE_AT_RETURN (1 << 18)                  /* the probe is on a return instruction */
+#define COOKIE_INDIRECT (1 << 17)                   /* Go: the receiver begins with a pointer to the connection */
+#define COOKIE_STACK (1 << 16)                      /* Go before 1.17: arguments and results on the stack */
 
 enum connection_flags {
 	HAS_ADDRESS = 1,
@@ -57,12 +90,18 @@ enum connection_flags {
 	HAS_ALPN = 8,
 	SENT_EOF = 16,
 	SENT_SHUTDOWN = 32,
+	FLUSHING = 64,
+	PROVEN = 256, /* a call of it handed out or took in a TLS record */
+	DATAGRAM = 128, /* QUIC: a read of nothing is not an end */
 };
 
-struct text {
-	__u64 address;
-	__u64 length;
+enum process_flags {
+	TRACED = 1,
+	JOINS = 2,    /* it hands ciphertext to its TLS library in memory: its socket calls are compared with that */
+	UNJOINED = 4, /* user space was told that it may have to be looked at so */
 };
+
+#define ZERO_ENDED (~0ULL)
 
 INLINE struct config *settings(void)
 {
@@ -179,7 +218,7 @@ INLINE int matches(struct config *c, __u32 pid, void *first)
 	return 1;
 }
 
-INLINE void report_process(struct config *c, __u32 pid, void *first, __u64 start_ns)
+SHARED void report_process(__u32 pid, void *first, __u64 start_ns)
 {
 	struct sample_process *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_process), 0);
 	void *parent = 0, *mm = 0;
@@ -227,26 +266,30 @@ INLINE struct process *traced_process(struct config *c, __u32 pid)
 
 	if (!known) {
 		first = leader();
-		fresh.traced = matches(c, pid, first);
+		fresh.flags = matches(c, pid, first) ? TRACED : 0;
 		fresh.incarnation = (__u32)fresh_id();
 		/* The low half of the id repeats on every CPU: fold the CPU in. */
 		fresh.incarnation = fresh.incarnation << 8 | (bpf_get_smp_processor_id() & 0xff);
 		KERNEL_READ(fresh.start_ns, first, task_struct, start_boottime);
 		bpf_map_update_elem(&processes, &pid, &fresh, BPF_ANY);
-		if (fresh.traced)
-			report_process(c, pid, first, fresh.start_ns);
+		if (fresh.flags)
+			report_process(pid, first, fresh.start_ns);
 		known = bpf_map_lookup_elem(&processes, &pid);
 	}
-	return known && known->traced ? known : 0;
+	return known && known->flags & TRACED ? known : 0;
 }
 
 /* --- Connections --- */
 
-INLINE void report_open(struct config *c, __u64 id, __u64 ssl, __u64 start_ns, __u32 midstream, __u32 role)
+SHARED void report_open(__u64 id, __u64 ssl, __u64 start_ns, __u32 midstream, __u32 role)
 {
-	struct sample_open *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_open), 0);
+	struct config *c = settings();
+	struct sample_open *s;
 
+	if (!c)
+		return;
 	count(COUNT_CONNECTIONS, 1);
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_open), 0);
 	if (!s) {
 		lost_sample(0);
 		return;
@@ -274,11 +317,11 @@ INLINE struct connection *connection_of(struct config *c, struct connection_key 
 		return 0;
 	}
 	p = bpf_map_lookup_elem(&processes, &key->pid);
-	report_open(c, fresh.id, key->ssl, p ? p->start_ns : 0, midstream, ROLE_UNKNOWN);
+	report_open(fresh.id, key->ssl, p ? p->start_ns : 0, midstream, ROLE_UNKNOWN);
 	return bpf_map_lookup_elem(&connections, key);
 }
 
-INLINE void close_connection(struct config *c, struct connection_key *key, __u32 recycled)
+SHARED void close_connection(struct config *c, struct connection_key *key, __u32 recycled)
 {
 	struct connection *known = bpf_map_lookup_elem(&connections, key);
 	struct connection last;
@@ -304,7 +347,7 @@ INLINE void close_connection(struct config *c, struct connection_key *key, __u32
 	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
 }
 
-INLINE void report_small(struct config *c, __u16 type, __u64 conn)
+SHARED void report_small(struct config *c, __u16 type, __u64 conn)
 {
 	struct sample_header *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_header), 0);
 
@@ -316,10 +359,9 @@ INLINE void report_small(struct config *c, __u16 type, __u64 conn)
 	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
 }
 
-INLINE void report_name(struct config *c, __u64 conn, __u16 kind, struct text text)
+SHARED void report_name(struct config *c, __u64 conn, __u32 kind, __u64 address, __u64 length)
 {
 	struct sample_name *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_name), 0);
-	__u64 length = text.length;
 	long got;
 
 	if (!s) {
@@ -330,15 +372,15 @@ INLINE void report_name(struct config *c, __u64 conn, __u16 kind, struct text te
 	s->kind = kind;
 	s->length = 0;
 	s->pad = 0;
-	if (kind == NAME_SNI) {
-		got = bpf_probe_read_user_str(s->text, sizeof(s->text), (void *)text.address);
+	if (length == ZERO_ENDED) {
+		got = bpf_probe_read_user_str(s->text, sizeof(s->text), (void *)address);
 		if (got > 1)
 			s->length = got - 1; /* without the final zero */
 	} else {
 		OPAQUE(length);
 		if (length > NAME_MAX_LEN)
 			length = NAME_MAX_LEN;
-		if (bpf_probe_read_user(s->text, length, (void *)text.address) == 0)
+		if (bpf_probe_read_user(s->text, length, (void *)address) == 0)
 			s->length = length;
 	}
 	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
@@ -519,6 +561,8 @@ INLINE void submit_call(struct transfer *t, __u64 length, __u64 keep, int has_lo
 #endif
 	{
 		for (__u32 i = 0; i < BOUNDED_CHUNKS; i++) {
+			/* LLVM 19 would count down from the smaller bound, of which the verifier can't tell that it ends. */
+			asm volatile("" : "+r"(i));
 			if (i >= whole)
 				break;
 			submit_full(t);
@@ -657,6 +701,7 @@ INLINE void want_address(struct thread *thread, __u64 id, struct connection_key 
 #ifndef TLSCAP_BCC
 	if (thread) {
 		thread->wanted = *key;
+		thread->goroutine = 0;
 		thread->wants = 1;
 		return;
 	}
@@ -686,8 +731,20 @@ INLINE void want_no_more(struct thread *thread, __u64 *id)
 
 /* --- Entering a TLS call --- */
 
-/* A call of this connection begins.  True when it shall tell the connection's address. */
-INLINE int enter_connection(struct config *c, struct thread *thread, struct call *call, __u64 id)
+INLINE int is_write(__u32 kind)
+{
+	return kind == CALL_WRITE || kind == CALL_WRITE_EX || kind == CALL_WRITE_INNER;
+}
+
+INLINE int is_handshake(__u32 kind)
+{
+	return kind == CALL_HANDSHAKE || kind == CALL_HANDSHAKE_ZERO || kind == CALL_GO_CLIENT || kind == CALL_GO_SERVER;
+}
+
+enum entered { ADDRESS_KNOWN = 0, ADDRESS_WANTED = 1, NOT_COUNTED = 2 };
+
+/* A call of this connection begins. */
+INLINE enum entered enter_connection(struct config *c, struct thread *thread, struct call *call, __u64 id)
 {
 	struct connection_key key = {};
 	struct connection *conn;
@@ -696,24 +753,32 @@ INLINE int enter_connection(struct config *c, struct thread *thread, struct call
 	key.ssl = call->ssl;
 	key.pid = id >> 32;
 	key.incarnation = call->incarnation;
-	conn = connection_of(c, &key, call->kind != CALL_HANDSHAKE);
+	conn = connection_of(c, &key, !is_handshake(call->kind));
 	if (!conn)
-		return 0;
-	if (call->kind == CALL_HANDSHAKE && !(conn->flags & HAS_HANDSHAKE)) {
-		if (!conn->handshake_start_ns)
-			conn->handshake_start_ns = call->entry_ns;
-		conn->handshake_calls++;
+		return ADDRESS_KNOWN;
+	if (is_handshake(call->kind)) {
+		if (!(conn->flags & HAS_HANDSHAKE)) {
+			if (!conn->handshake_start_ns)
+				conn->handshake_start_ns = call->entry_ns;
+			conn->handshake_calls++;
+		}
+	} else if (call->kind == CALL_FLUSH) {
+		conn->flags |= FLUSHING;
+		settle(thread, 0, now);
+		return ADDRESS_KNOWN;
+	} else if (conn->flags & FLUSHING) {
+		return NOT_COUNTED;
 	}
 	/* At the end of a connection its round-trip time is known best: look once more. */
 	if (!(conn->flags & HAS_ADDRESS) || call->kind == CALL_SHUTDOWN) {
 		want_address(thread, id, &key);
-		return 1;
+		return ADDRESS_WANTED;
 	}
 	settle(thread, call->ssl, now);
-	return 0;
+	return ADDRESS_KNOWN;
 }
 
-INLINE int enter_call(struct pt_regs *ctx, __u32 kind, __u64 count_address, int modern)
+INLINE int enter_call(struct pt_regs *ctx, __u32 kind, __u64 count_address, int modern, __u8 unproven)
 {
 	struct config *c = settings();
 	struct thread *thread = 0;
@@ -732,25 +797,34 @@ INLINE int enter_call(struct pt_regs *ctx, __u32 kind, __u64 count_address, int 
 	call.count = kind == CALL_ALPN ? PT_REGS_PARM3(ctx) : count_address;
 	call.entry_ns = bpf_ktime_get_ns();
 	call.kind = kind;
+	call.unproven = unproven;
 	switch (kind) {
 	case CALL_SERVERNAME:
 	case CALL_ALPN:
+	case CALL_ALPN_DATUM:
+	case CALL_ALPN_TEXT:
+		break;
+	case CALL_INIT: /* there is no session yet */
+		call.buffer = PT_REGS_PARM1(ctx);
+		call.count = PT_REGS_PARM2(ctx);
 		break;
 	case CALL_HANDSHAKE:
+	case CALL_HANDSHAKE_ZERO:
 	case CALL_SHUTDOWN:
+	case CALL_FLUSH:
 		call.wanted = enter_connection(c, thread, &call, key.thread);
 		break;
+	case CALL_RECV_FLAGS:
+		call.kind = PT_REGS_PARM4(ctx) & 2 ? CALL_PEEK : CALL_READ;
+		/* fall through */
 	default:
 		if (!settled(thread, call.ssl))
 			call.wanted = enter_connection(c, thread, &call, key.thread);
+		if (call.wanted == NOT_COUNTED)
+			return 0;
 	}
 	remember_call(thread, &key, &call);
 	return 0;
-}
-
-INLINE int enter(struct pt_regs *ctx, __u32 kind, __u64 count_address)
-{
-	return enter_call(ctx, kind, count_address, 0);
 }
 
 /*
@@ -758,123 +832,82 @@ INLINE int enter(struct pt_regs *ctx, __u32 kind, __u64 count_address)
  * which argument is the address of the count.  Without them, one small program for each.
  */
 #ifndef TLSCAP_BCC
+/* An argument by its position, 2 to 5. */
+INLINE __u64 argument(struct pt_regs *ctx, __u32 position)
+{
+	__u64 second = PT_REGS_PARM2(ctx), third = PT_REGS_PARM3(ctx), fourth = PT_REGS_PARM4(ctx), fifth = PT_REGS_PARM5(ctx);
+
+	/* Plain loads: the optimizer would make one through a computed context pointer, which is refused. */
+	OPAQUE(second);
+	OPAQUE(third);
+	OPAQUE(fourth);
+	OPAQUE(fifth);
+	return position == 2 ? second : position == 3 ? third : position == 4 ? fourth : position == 5 ? fifth : 0;
+}
+
 SEC("uprobe")
 int enter_any(struct pt_regs *ctx)
 {
 	__u64 cookie = bpf_get_attach_cookie(ctx);
-	__u64 fourth = PT_REGS_PARM4(ctx), fifth = PT_REGS_PARM5(ctx);
 
-	/* Two plain loads: the optimizer would make one through a computed context pointer, which is refused. */
-	OPAQUE(fourth);
-	OPAQUE(fifth);
-	return enter_call(ctx, cookie & 0xff, cookie >> 8 == 4 ? fourth : cookie >> 8 == 5 ? fifth : 0, 1);
+	return enter_call(ctx, COOKIE_KIND(cookie), argument(ctx, COOKIE_ARG(cookie)), 1, (cookie & COOKIE_UNPROVEN) != 0);
 }
 #endif
 
-SEC("uprobe")
-int enter_read(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_READ, 0);
-}
+#define ENTER_PROGRAM(name, kind, count_address)                    \
+	SEC("uprobe")                                               \
+	int enter_##name(struct pt_regs *ctx)                       \
+	{                                                           \
+		return enter_call(ctx, CALL_##kind, count_address, 0, 0); \
+	}
 
-SEC("uprobe")
-int enter_write(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_WRITE, 0);
-}
-
-SEC("uprobe")
-int enter_read_ex(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_READ_EX, PT_REGS_PARM4(ctx));
-}
-
-SEC("uprobe")
-int enter_write_ex(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_WRITE_EX, PT_REGS_PARM4(ctx));
-}
-
-SEC("uprobe")
-int enter_read_inner(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_READ_INNER, PT_REGS_PARM4(ctx));
-}
-
-SEC("uprobe")
-int enter_write_inner(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_WRITE_INNER, PT_REGS_PARM4(ctx));
-}
-
-SEC("uprobe")
-int enter_write_inner5(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_WRITE_INNER, PT_REGS_PARM5(ctx));
-}
-
+ENTER_PROGRAM(read, READ, 0)
+ENTER_PROGRAM(write, WRITE, 0)
+ENTER_PROGRAM(read_ex, READ_EX, PT_REGS_PARM4(ctx))
+ENTER_PROGRAM(write_ex, WRITE_EX, PT_REGS_PARM4(ctx))
+ENTER_PROGRAM(read_inner, READ_INNER, PT_REGS_PARM4(ctx))
+ENTER_PROGRAM(write_inner, WRITE_INNER, PT_REGS_PARM4(ctx))
 /* OpenSSL 3.3 put flags before the count: SSL_write_ex2, ssl_write_internal. */
-SEC("uprobe")
-int enter_write_ex2(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_WRITE_EX, PT_REGS_PARM5(ctx));
-}
-
-SEC("uprobe")
-int enter_sendfile(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_SENDFILE, 0);
-}
-
-SEC("uprobe")
-int enter_handshake(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_HANDSHAKE, 0);
-}
-
-SEC("uprobe")
-int enter_peek(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_PEEK, 0);
-}
-
-SEC("uprobe")
-int enter_peek_ex(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_PEEK_EX, PT_REGS_PARM4(ctx));
-}
-
-SEC("uprobe")
-int enter_read_early_data(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_READ_EARLY, PT_REGS_PARM4(ctx));
-}
-
-SEC("uprobe")
-int enter_write_early_data(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_WRITE_EARLY, PT_REGS_PARM4(ctx));
-}
-
-SEC("uprobe")
-int enter_shutdown(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_SHUTDOWN, 0);
-}
-
-SEC("uprobe")
-int enter_servername(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_SERVERNAME, 0);
-}
-
-SEC("uprobe")
-int enter_alpn(struct pt_regs *ctx)
-{
-	return enter(ctx, CALL_ALPN, 0);
-}
+ENTER_PROGRAM(write_inner5, WRITE_INNER, PT_REGS_PARM5(ctx))
+ENTER_PROGRAM(write_ex2, WRITE_EX, PT_REGS_PARM5(ctx))
+ENTER_PROGRAM(sendfile, SENDFILE, 0)
+ENTER_PROGRAM(handshake, HANDSHAKE, 0)
+ENTER_PROGRAM(handshake_zero, HANDSHAKE_ZERO, 0)
+ENTER_PROGRAM(peek, PEEK, 0)
+ENTER_PROGRAM(peek_ex, PEEK_EX, PT_REGS_PARM4(ctx))
+ENTER_PROGRAM(read_early_data, READ_EARLY, PT_REGS_PARM4(ctx))
+ENTER_PROGRAM(write_early_data, WRITE_EARLY, PT_REGS_PARM4(ctx))
+ENTER_PROGRAM(shutdown, SHUTDOWN, 0)
+ENTER_PROGRAM(servername, SERVERNAME, 0)
+ENTER_PROGRAM(alpn, ALPN, 0)
+ENTER_PROGRAM(alpn_datum, ALPN_DATUM, 0)
+ENTER_PROGRAM(alpn_text, ALPN_TEXT, 0)
+ENTER_PROGRAM(recv_flags, RECV_FLAGS, 0)
+ENTER_PROGRAM(recv_packet, RECV_PACKET, 0)
+ENTER_PROGRAM(flush, FLUSH, 0)
+ENTER_PROGRAM(init, INIT, 0)
 
 /* --- Leaving it --- */
+
+/*
+ * What gnutls_record_recv_packet handed out: a list entry with {data, size} behind two pointers, and how much of it was
+ * taken off before (mbuffer_st of GnuTLS 3.x).  False when it does not hold as many bytes as the call returned.
+ */
+INLINE int find_packet(__u64 *source, __u64 n)
+{
+	struct {
+		__u64 next, previous, data;
+		__u32 size, pad;
+		__u64 mark;
+	} packet = {};
+	__u64 address = 0;
+
+	if (bpf_probe_read_user(&address, sizeof(address), (void *)*source) ||
+	    bpf_probe_read_user(&packet, sizeof(packet), (void *)address) || packet.size - packet.mark != n)
+		return 0;
+	*source = packet.data + packet.mark;
+	return 1;
+}
 
 INLINE void left_data(struct config *c, struct call *call, struct connection_key *key, __u64 n, __u32 direction,
 		      int has_loop)
@@ -883,6 +916,8 @@ INLINE void left_data(struct config *c, struct call *call, struct connection_key
 	struct transfer t = {};
 	__u64 keep = n;
 
+	if (call->unproven && !(conn && conn->flags & (PROVEN | HAS_ADDRESS)))
+		return;
 	t.c = c;
 	t.source = call->buffer;
 	t.call_len = n;
@@ -906,7 +941,7 @@ INLINE void left_data(struct config *c, struct call *call, struct connection_key
 		t.conn = fresh_id();
 		t.flags = FLAG_NO_STATE;
 	}
-	if (call->kind == CALL_SENDFILE) {
+	if (call->kind == CALL_SENDFILE || (call->kind == CALL_RECV_PACKET && !find_packet(&t.source, n))) {
 		submit_gap(&t, n, GAP_NOT_IN_MEMORY);
 		return;
 	}
@@ -959,43 +994,89 @@ INLINE void left_mark(struct config *c, struct connection_key *key, __u64 n, __u
 INLINE void left_alpn(struct config *c, struct connection_key *key, struct call *call)
 {
 	struct connection *conn = bpf_map_lookup_elem(&connections, key);
-	struct text text = {};
+	__u64 address = 0;
 	__u32 length = 0;
 
 	if (!conn || conn->flags & HAS_ALPN)
 		return;
-	bpf_probe_read_user(&text.address, sizeof(text.address), (void *)call->buffer);
-	bpf_probe_read_user(&length, sizeof(length), (void *)call->count);
-	text.length = length;
-	if (!text.address || !length)
+	bpf_probe_read_user(&address, sizeof(address), (void *)call->buffer);
+	bpf_probe_read_user(&length, sizeof(length),
+			    (void *)(call->kind == CALL_ALPN ? call->count : call->buffer + 8));
+	if (!address || !length)
 		return;
 	conn->flags |= HAS_ALPN;
-	report_name(c, conn->id, NAME_ALPN, text);
+	report_name(c, conn->id, NAME_ALPN, address, length);
 }
 
 INLINE void left_servername(struct config *c, struct connection_key *key, __u64 address)
 {
 	struct connection *conn = bpf_map_lookup_elem(&connections, key);
-	struct text text = {};
 
 	if (!conn || !address || conn->flags & HAS_SNI)
 		return;
 	conn->flags |= HAS_SNI;
-	text.address = address;
-	report_name(c, conn->id, NAME_SNI, text);
+	report_name(c, conn->id, NAME_SNI, address, ZERO_ENDED);
+}
+
+INLINE void left_alpn_text(struct config *c, struct connection_key *key, __u64 address)
+{
+	struct connection *conn = bpf_map_lookup_elem(&connections, key);
+
+	if (!conn || !address || conn->flags & HAS_ALPN)
+		return;
+	conn->flags |= HAS_ALPN;
+	report_name(c, conn->id, NAME_ALPN, address, ZERO_ENDED);
+}
+
+/* A session was made where another may have been before. */
+INLINE void left_init(struct config *c, struct connection_key *key, struct call *call)
+{
+	struct connection *conn;
+
+	if (bpf_probe_read_user(&key->ssl, sizeof(key->ssl), (void *)call->buffer) || !key->ssl)
+		return;
+	close_connection(c, key, 0);
+	conn = connection_of(c, key, 0);
+	if (conn)
+		report_open(conn->id, key->ssl, 0, 0, call->count & 1 ? ROLE_SERVER : ROLE_CLIENT);
+}
+
+INLINE void left_flush(struct connection_key *key)
+{
+	struct connection *conn = bpf_map_lookup_elem(&connections, key);
+
+	if (conn)
+		conn->flags &= ~FLUSHING;
 }
 
 INLINE void left_ended(struct config *c, struct connection_key *key, __u32 flag, __u16 type)
 {
 	struct connection *conn = bpf_map_lookup_elem(&connections, key);
 
-	if (!conn || conn->flags & flag)
+	if (!conn || conn->flags & (flag | DATAGRAM))
 		return;
 	conn->flags |= flag;
 	report_small(c, type, conn->id);
 }
 
-INLINE int leave(struct pt_regs *ctx, int has_loop)
+/* No socket call came inside a call that must have needed one: user space may have to look for memory BIOs. */
+INLINE void left_unjoined(struct config *c, struct thread *thread, struct connection_key *key, struct call *call, __u64 n)
+{
+#ifndef TLSCAP_BCC
+	struct process *p;
+
+	if (!thread || !thread->wants || thread->goroutine || !(is_handshake(call->kind) || (n && is_write(call->kind))))
+		return;
+	p = bpf_map_lookup_elem(&processes, &key->pid);
+	if (!p || p->flags & UNJOINED)
+		return;
+	p->flags |= UNJOINED;
+	report_small(c, SAMPLE_UNJOINED, 0);
+#endif
+}
+
+/* A call returns; `sp` is where its return address was. */
+INLINE int leave(struct pt_regs *ctx, __u64 sp, int has_loop)
 {
 	struct config *c = settings();
 	struct call_key key = {};
@@ -1007,25 +1088,42 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 	int by_address;
 
 	key.thread = bpf_get_current_pid_tgid();
-	key.sp = PT_REGS_SP(ctx) - RETURN_SLOT;
+	key.sp = sp;
 	if (!c || !recall_call(thread, &key, &call))
 		return 0;
-	if (call.wanted)
-		want_no_more(thread, &key.thread);
 	conn_key.ssl = call.ssl;
 	conn_key.pid = key.thread >> 32;
 	conn_key.incarnation = call.incarnation;
 	result = (int)PT_REGS_RC(ctx);
+	if (call.wanted == ADDRESS_WANTED) {
+		left_unjoined(c, thread, &conn_key, &call, result > 0);
+		want_no_more(thread, &key.thread);
+	}
 
 	switch (call.kind) {
 	case CALL_SERVERNAME:
 		left_servername(c, &conn_key, PT_REGS_RC(ctx));
 		return 0;
+	case CALL_ALPN_TEXT:
+		left_alpn_text(c, &conn_key, PT_REGS_RC(ctx));
+		return 0;
+	case CALL_ALPN_DATUM:
+		if (result == 0)
+			left_alpn(c, &conn_key, &call);
+		return 0;
 	case CALL_ALPN:
 		left_alpn(c, &conn_key, &call);
 		return 0;
+	case CALL_INIT:
+		if (result == 0)
+			left_init(c, &conn_key, &call);
+		return 0;
+	case CALL_FLUSH:
+		left_flush(&conn_key);
+		return 0;
 	case CALL_HANDSHAKE:
-		if (result == 1)
+	case CALL_HANDSHAKE_ZERO:
+		if (result == (call.kind == CALL_HANDSHAKE))
 			left_handshake(c, &conn_key);
 		return 0;
 	case CALL_SHUTDOWN:
@@ -1059,6 +1157,7 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 	case CALL_READ:
 	case CALL_READ_EX:
 	case CALL_READ_INNER:
+	case CALL_RECV_PACKET:
 		if (n)
 			left_data(c, &call, &conn_key, n, INBOUND, has_loop);
 		else if (result == 0 && call.kind != CALL_READ_EX) /* there 0 is every failure */
@@ -1072,17 +1171,23 @@ INLINE int leave(struct pt_regs *ctx, int has_loop)
 }
 
 #ifndef TLSCAP_BCC
+/* Where the return address was when the call began.  On a return instruction nothing is popped yet. */
+INLINE __u64 return_slot(struct pt_regs *ctx)
+{
+	return PT_REGS_SP(ctx) - (bpf_get_attach_cookie(ctx) & COOKIE_AT_RETURN ? 0 : RETURN_SLOT);
+}
+
 SEC("uretprobe")
 int leave_loop(struct pt_regs *ctx)
 {
-	return leave(ctx, 1);
+	return leave(ctx, return_slot(ctx), 1);
 }
 #endif
 
 SEC("uretprobe")
 int leave_bounded(struct pt_regs *ctx)
 {
-	return leave(ctx, 0);
+	return leave(ctx, PT_REGS_SP(ctx) - RETURN_SLOT, 0);
 }
 
 /* --- Files that processes run and map --- */
@@ -1125,7 +1230,7 @@ INLINE int watched(struct config *c, __u32 pid)
 	struct process *known = bpf_map_lookup_elem(&processes, &pid);
 
 	if (known)
-		return known->traced;
+		return known->flags & TRACED;
 	return matches(c, pid, leader());
 }
 
@@ -1151,7 +1256,7 @@ INLINE int set_role(struct pt_regs *ctx, __u32 role)
 	struct connection *conn = c ? named(ctx, c, &key, 1) : 0;
 
 	if (conn)
-		report_open(c, conn->id, key.ssl, 0, 0, role);
+		report_open(conn->id, key.ssl, 0, 0, role);
 	return 0;
 }
 
@@ -1161,7 +1266,6 @@ INLINE int on_ctrl_call(struct pt_regs *ctx)
 	struct connection_key key = {};
 	struct config *c;
 	struct connection *conn;
-	struct text text = {};
 
 	if ((int)PT_REGS_PARM2(ctx) != 55 || !PT_REGS_PARM4(ctx))
 		return 0;
@@ -1170,8 +1274,21 @@ INLINE int on_ctrl_call(struct pt_regs *ctx)
 	if (!conn)
 		return 0;
 	conn->flags |= HAS_SNI;
-	text.address = PT_REGS_PARM4(ctx);
-	report_name(c, conn->id, NAME_SNI, text);
+	report_name(c, conn->id, NAME_SNI, PT_REGS_PARM4(ctx), ZERO_ENDED);
+	return 0;
+}
+
+/* The same by a function for it; wherever it has the name and its length. */
+INLINE int on_name_call(struct pt_regs *ctx, __u64 address, __u64 length)
+{
+	struct connection_key key = {};
+	struct config *c = settings();
+	struct connection *conn = c && address ? named(ctx, c, &key, 1) : 0;
+
+	if (!conn)
+		return 0;
+	conn->flags |= HAS_SNI;
+	report_name(c, conn->id, NAME_SNI, address, length);
 	return 0;
 }
 
@@ -1220,13 +1337,55 @@ enum life_kind {
 	LIFE_FREE = 5,
 	LIFE_CLEAR = 6,
 	LIFE_LIBRARIES = 7, /* the dynamic linker's _dl_debug_state: libraries were mapped or removed */
+	LIFE_NAME = 8,      /* (ssl, ..., name, [length]): the cookie says where */
+	LIFE_ROLE = 9,      /* (fd, as_server) */
+	LIFE_GO_FREE = 10,
+	LIFE_CALLBACKS = 11,       /* (ssl, ..., send, receive): the cookie says where, as of a name and its length */
+	LIFE_CALLBACK_VECTOR = 12, /* (ssl, send): that takes a vector */
 };
 
 #ifndef TLSCAP_BCC
+/* User space probes the function when it turns out that connections can't be found without. */
+INLINE int report_callback(__u64 address, __u32 kind)
+{
+	struct config *c = settings();
+	struct call_key key = {.sp = address};
+	struct sample_callback *s;
+	__u32 one = 1;
+
+	key.thread = bpf_get_current_pid_tgid() >> 32;
+	if (!address || !c || !traced_process(c, key.thread) || bpf_map_lookup_elem(&seen_callbacks, &key))
+		return 0;
+	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_callback), 0);
+	if (!s) {
+		lost_sample(0);
+		return 0;
+	}
+	bpf_map_update_elem(&seen_callbacks, &key, &one, BPF_ANY);
+	fill_header(&s->h, SAMPLE_CALLBACK, sizeof(*s), 0);
+	s->address = address;
+	s->kind = kind;
+	s->pad = 0;
+	bpf_ringbuf_submit(s, BPF_RB_FORCE_WAKEUP);
+	return 0;
+}
+
 SEC("uprobe")
 int on_any(struct pt_regs *ctx)
 {
-	switch (bpf_get_attach_cookie(ctx)) {
+	__u64 cookie = bpf_get_attach_cookie(ctx), length = argument(ctx, COOKIE_LENGTH(cookie));
+
+	switch (COOKIE_KIND(cookie)) {
+	case LIFE_NAME:
+		return on_name_call(ctx, argument(ctx, COOKIE_ARG(cookie)), COOKIE_LENGTH(cookie) ? length : ZERO_ENDED);
+	case LIFE_CALLBACKS:
+		on_transport_call(ctx);
+		report_callback(argument(ctx, COOKIE_ARG(cookie)), CALL_BIO_WRITE);
+		return report_callback(length, CALL_BIO_READ);
+	case LIFE_CALLBACK_VECTOR:
+		return report_callback(PT_REGS_PARM2(ctx), CALL_BIO_WRITEV);
+	case LIFE_ROLE:
+		return set_role(ctx, PT_REGS_PARM2(ctx) ? ROLE_SERVER : ROLE_CLIENT);
 	case LIFE_CONNECT_STATE:
 		return set_role(ctx, ROLE_CLIENT);
 	case LIFE_ACCEPT_STATE:
@@ -1245,6 +1404,24 @@ int on_any(struct pt_regs *ctx)
 	return 0;
 }
 #endif
+
+SEC("uprobe")
+int on_name2(struct pt_regs *ctx)
+{
+	return on_name_call(ctx, PT_REGS_PARM2(ctx), ZERO_ENDED);
+}
+
+SEC("uprobe")
+int on_name3(struct pt_regs *ctx)
+{
+	return on_name_call(ctx, PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx));
+}
+
+SEC("uprobe")
+int on_role(struct pt_regs *ctx)
+{
+	return set_role(ctx, PT_REGS_PARM2(ctx) ? ROLE_SERVER : ROLE_CLIENT);
+}
 
 SEC("uprobe")
 int on_connect_state(struct pt_regs *ctx)
@@ -1328,48 +1505,85 @@ INLINE void *socket_of(__u32 fd)
 	return sk;
 }
 
-INLINE void report_address(struct config *c, struct connection *conn, void *sk, __u32 fd)
+/* What a socket says of itself.  False for families that tlscap does not know. */
+INLINE int read_socket(struct socket_address *a, void *sk)
 {
-	struct sample_address *s;
-	__u16 family = 0, port = 0;
+	__u16 port = 0;
 
-	KERNEL_READ(family, sk, sock_common, skc_family);
-	if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
-		return;
-	s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_address), 0);
+	KERNEL_READ(a->family, sk, sock_common, skc_family);
+	if (a->family == AF_UNIX)
+		return 1;
+	if (a->family == AF_INET6) {
+		KERNEL_READ(a->local, sk, sock_common, skc_v6_rcv_saddr);
+		KERNEL_READ(a->remote, sk, sock_common, skc_v6_daddr);
+	} else if (a->family == AF_INET) {
+		__u32 address = 0;
+
+		KERNEL_READ(address, sk, sock_common, skc_rcv_saddr);
+		__builtin_memcpy(a->local, &address, 4);
+		KERNEL_READ(address, sk, sock_common, skc_daddr);
+		__builtin_memcpy(a->remote, &address, 4);
+	} else {
+		return 0;
+	}
+	KERNEL_READ(port, sk, sock_common, skc_num);
+	a->local_port = port;
+	KERNEL_READ(port, sk, sock_common, skc_dport);
+	a->remote_port = port >> 8 | port << 8; /* network order */
+	KERNEL_READ(a->protocol, sk, sock, sk_protocol);
+	if (a->protocol == IPPROTO_TCP_) {
+		KERNEL_READ(a->srtt_us, sk, tcp_sock, srtt_us);
+		a->srtt_us >>= 3; /* kept in eighths */
+	}
+	return 1;
+}
+
+SHARED void report_address(struct config *c, struct connection *conn, struct socket_address *a, __u32 fd, __u16 flags)
+{
+	struct sample_address *s = bpf_ringbuf_reserve(&ring, sizeof(struct sample_address), 0);
+
 	if (!s) {
 		lost_sample(0);
 		return;
 	}
-	__builtin_memset(s, 0, sizeof(*s));
 	fill_header(&s->h, SAMPLE_ADDRESS, sizeof(*s), conn->id);
-	s->family = family;
+	s->h.flags = flags;
+	s->at = *a;
 	s->fd = fd;
-	if (family == AF_INET6) {
-		KERNEL_READ(s->local, sk, sock_common, skc_v6_rcv_saddr);
-		KERNEL_READ(s->remote, sk, sock_common, skc_v6_daddr);
-	} else if (family == AF_INET) {
-		__u32 address = 0;
-
-		KERNEL_READ(address, sk, sock_common, skc_rcv_saddr);
-		__builtin_memcpy(s->local, &address, 4);
-		KERNEL_READ(address, sk, sock_common, skc_daddr);
-		__builtin_memcpy(s->remote, &address, 4);
-	}
-	if (family != AF_UNIX) {
-		KERNEL_READ(port, sk, sock_common, skc_num);
-		s->local_port = port;
-		KERNEL_READ(port, sk, sock_common, skc_dport);
-		s->remote_port = port >> 8 | port << 8; /* network order */
-		KERNEL_READ(s->protocol, sk, sock, sk_protocol);
-		if (s->protocol == IPPROTO_TCP_) {
-			KERNEL_READ(s->srtt_us, sk, tcp_sock, srtt_us);
-			s->srtt_us >>= 3; /* kept in eighths */
-		}
-	}
-	conn->flags |= HAS_ADDRESS;
+	conn->flags |= HAS_ADDRESS | (a->protocol == IPPROTO_UDP_ ? DATAGRAM : 0);
 	bpf_ringbuf_submit(s, wake_flag(c, sizeof(*s)));
 }
+
+/* The address of a connection is that of this socket, which its own call uses. */
+INLINE int report_socket(struct config *c, struct connection *conn, void *sk, __u32 fd)
+{
+	struct socket_address a = {};
+
+	if (!read_socket(&a, sk))
+		return 0;
+	report_address(c, conn, &a, fd, 0);
+	return 1;
+}
+
+#ifndef TLSCAP_BCC
+#define HAS_THREADS 1
+#include "ciphertext.h"
+#include "golang.h"
+#include "rustls.h"
+#endif
+
+#ifndef TLSCAP_BCC
+/* Whether a socket call on this thread is made for the TLS call that is running on it. */
+INLINE int is_of_call(struct thread *thread, void *sk, int outbound)
+{
+	return thread && (!thread->goroutine || goroutine_calls(thread)) && (!outbound || sends_record(sk));
+}
+
+INLINE int sends(long number)
+{
+	return number == NR_write || number == NR_writev || number == NR_sendto || number == NR_sendmsg;
+}
+#endif
 
 /* A socket call begins: report its socket if the thread's TLS call wants to know it. */
 INLINE int on_syscall_enter(struct bpf_raw_tracepoint_args *ctx, int modern)
@@ -1409,8 +1623,12 @@ INLINE int on_syscall_enter(struct bpf_raw_tracepoint_args *ctx, int modern)
 	sk = socket_of((__u32)fd);
 	if (!sk)
 		return 0;
-	report_address(c, conn, sk, (__u32)fd);
-	want_no_more(thread, &id);
+#ifndef TLSCAP_BCC
+	if (modern && !is_of_call(thread, sk, sends((long)ctx->args[1])))
+		return 0;
+#endif
+	if (report_socket(c, conn, sk, (__u32)fd))
+		want_no_more(thread, &id);
 	return 0;
 }
 
@@ -1428,50 +1646,64 @@ int on_syscall_modern(struct bpf_raw_tracepoint_args *ctx)
 }
 #endif
 
-#ifdef TLSCAP_BCC
-#define HAS_THREADS 0
-#else
-#define HAS_THREADS 1
-#endif
-
 /*
  * Since Linux 6.3 (commit 6e6eda44b939) sockets have tracepoints of their own: they name the socket, and other system
  * calls stay as fast as they were.  Elsewhere on_syscall does the same with more work.
  */
-INLINE int on_socket(void *sk)
+INLINE int on_socket(void *sk, struct thread *thread)
 {
-	struct thread *thread = THREAD_OF(HAS_THREADS, 0);
 	struct connection_key *key;
 	struct connection *conn;
 	struct config *c;
-	__u64 id;
+	__u64 id = bpf_get_current_pid_tgid();
 
-	if (HAS_THREADS && (!thread || !thread->wants))
-		return 0;
-	id = bpf_get_current_pid_tgid();
 	key = wanted_by(thread, &id);
 	if (!key)
 		return 0;
 	c = settings();
 	conn = bpf_map_lookup_elem(&connections, key);
-	if (!c || !conn || !sk)
-		return 0;
-	report_address(c, conn, sk, NO_FD);
-	want_no_more(thread, &id);
+	if (c && conn && sk && report_socket(c, conn, sk, NO_FD))
+		want_no_more(thread, &id);
+	return 0;
+}
+
+#ifdef TLSCAP_BCC
+SEC("raw_tp/sock_send_length")
+int on_socket_send(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_socket((void *)ctx->args[0], 0);
+}
+
+SEC("raw_tp/sock_recv_length")
+int on_socket_receive(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_socket((void *)ctx->args[0], 0);
+}
+#else
+INLINE int on_socket_call(struct bpf_raw_tracepoint_args *ctx, __u32 direction)
+{
+	struct thread *thread = THREAD_OF(HAS_THREADS, 0);
+	void *sk = (void *)ctx->args[0];
+
+	if (thread && thread->wants && is_of_call(thread, sk, direction == OUTBOUND))
+		on_socket(sk, thread);
+	if (somebody_joins())
+		join_socket(sk, (int)ctx->args[1], direction);
 	return 0;
 }
 
 SEC("raw_tp/sock_send_length")
 int on_socket_send(struct bpf_raw_tracepoint_args *ctx)
 {
-	return on_socket((void *)ctx->args[0]);
+	return on_socket_call(ctx, OUTBOUND);
 }
 
 SEC("raw_tp/sock_recv_length")
 int on_socket_receive(struct bpf_raw_tracepoint_args *ctx)
 {
-	return on_socket((void *)ctx->args[0]);
+	return on_socket_call(ctx, INBOUND);
 }
+#endif
 
 /* --- Processes come and go --- */
 
@@ -1528,7 +1760,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (live) /* other threads go on */
 		return 0;
 	known = bpf_map_lookup_elem(&processes, &pid);
-	if (known && known->traced && c)
+	if (known && known->flags & TRACED && c)
 		report_small(c, SAMPLE_EXIT, 0);
 	bpf_map_delete_elem(&processes, &pid);
 	bpf_map_delete_elem(&targets, &pid);
@@ -1552,6 +1784,7 @@ union layouts {
 	struct sample_process process;
 	struct sample_mapped mapped;
 	struct sample_mark mark;
+	struct sample_callback callback;
 	enum sample_type sample_type;
 	enum direction direction;
 	enum gap_reason gap_reason;

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# How long one example takes says something of the machine, and of what is imported first: pytest's timeout ends what hangs.
+hypothesis.settings.register_profile("tlscap", deadline=None)
+hypothesis.settings.load_profile("tlscap")
 
 BTF = "/sys/kernel/btf/vmlinux"
 MUST_RUN = bool(os.environ.get("TLSCAP_REQUIRE_LIVE"))

@@ -151,6 +151,14 @@ def exited(**header: Any) -> bytes:
     return record(decode.SAMPLE_EXIT, conn=0, **header)
 
 
+def unjoined(**header: Any) -> bytes:
+    return record(decode.SAMPLE_UNJOINED, conn=0, **header)
+
+
+def callback(address: int = 0x7F00_2000, kind: int = 24, **header: Any) -> bytes:
+    return record(decode.SAMPLE_CALLBACK, decode.CALLBACK.pack(address, kind, 0), conn=0, **header)
+
+
 def mark(kind: int, offset: int, length: int, direction: int, **header: Any) -> bytes:
     return record(decode.SAMPLE_MARK, decode.MARK.pack(offset, length, kind, direction), **header)
 

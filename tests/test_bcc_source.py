@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 from tlscap.errors import LoadError
 from tlscap.live import bcc
 from tlscap.live.bcc import join_sources, kernel_fields, tracepoints
+from tlscap.live.catalogue import DYNAMIC_LINKER, FLAVORS
 from tlscap.live.libbpf import KERNEL_WIDE, MODERN, SOCKET_PROGRAMS, SYSCALL_BOUNDED, SYSCALL_MODERN
-from tlscap.live.loader import CallKind, LifeKind, entry_program
+from tlscap.live.loader import NEED_COOKIES, NEED_COOKIES_TOO, CallKind, LifeKind, entry_program
 
 BPF = Path(__file__).parent.parent / "bpf"
 
@@ -81,24 +84,69 @@ COUNT_ARGUMENTS = {
 }
 
 
-def test_programs(joined: str) -> None:
-    """There is a program for every kind of function, and it is that function's; those on tracepoints are known."""
-    bodies = dict(re.findall(r"^int (\w+)\(struct \w+ \*ctx\)\n\{\n(.*?)^\}$", joined, re.MULTILINE | re.DOTALL))
-    seen = set()
-    for kind in CallKind:
+WIDE = {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_BOUNDED}
+
+
+def preprocessed(text: str, *options: str) -> dict[str, str]:
+    """Return the bodies of the programs that a compiler gets to see, by name; the headers of others are left out."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    own = re.sub(r"^#include <.*$", "", text, flags=re.MULTILINE)
+    made = subprocess.run(
+        ["gcc", "-E", "-P", *options, "-"], input=own, capture_output=True, text=True, check=True
+    ).stdout
+    programs = re.findall(r"(?:^ *|\) )int (\w+)\(struct \w+ \*ctx\)\s*\{([^}]*)\}", made, re.MULTILINE)
+    return {name: " ".join(body.split()) for name, body in programs}
+
+
+def bounded_programs() -> dict[str, str]:
+    """Return the programs for entries that do without attach cookies, and how the bodies of those of calls begin."""
+    found = {}
+    for kind in set(CallKind) - NEED_COOKIES:
         for argument in COUNT_ARGUMENTS.get(kind, (0,)):
             count = f"PT_REGS_PARM{argument}(ctx)" if argument else "0"
-            program = entry_program(kind, argument)
-            assert bodies[program] == f"\treturn enter(ctx, CALL_{kind.name}, {count});\n"
-            seen.add(program)
-    for life in LifeKind:
-        program = entry_program(life, 0)
-        assert program in bodies
-        seen.add(program)
-    cookies = {*MODERN, SYSCALL_MODERN}
-    wide = {*KERNEL_WIDE, *SOCKET_PROGRAMS, SYSCALL_BOUNDED}
-    assert set(bodies) == seen | wide | cookies | {bcc.LEAVE_PROGRAM}
-    assert set(tracepoints(joined)) == wide | {SYSCALL_MODERN}
+            found[entry_program(kind, argument)] = f"return enter_call(ctx, CALL_{kind.name}, {count}, 0"
+    for life in set(LifeKind) - NEED_COOKIES_TOO:
+        for argument in (2, 3) if life is LifeKind.NAME else (0,):
+            found[entry_program(life, argument)] = ""
+    return found
+
+
+def test_programs(joined: str) -> None:
+    """There is a program for every kind of function, and it is that function's; those on tracepoints are known."""
+    expected = bounded_programs()
+    bodies = preprocessed(joined, "-DTLSCAP_BCC")
+    assert set(bodies) == {*expected, *WIDE, bcc.LEAVE_PROGRAM}
+    for name, beginning in expected.items():
+        assert bodies[name].startswith(beginning), name
+    assert set(tracepoints(joined)) == WIDE | {SYSCALL_MODERN}
+
+
+def test_programs_with_cookies(joined: str) -> None:
+    """The object of libbpf has the same programs, and those that need newer kernels."""
+    both = preprocessed(joined)
+    assert set(both) == {*preprocessed(joined, "-DTLSCAP_BCC"), *MODERN, SYSCALL_MODERN}
+
+
+def test_newer_parts_are_left_out(joined: str) -> None:
+    """What follows ciphertext and goroutines needs helpers that BCC's kernels may lack: none of it is compiled there."""
+    assert "goroutine_of_thread" in joined
+    assert "join_socket" in joined
+    own = re.sub(r"^#include <.*$", "", joined, flags=re.MULTILINE)
+    made = subprocess.run(
+        ["gcc", "-E", "-P", "-DTLSCAP_BCC", "-"], input=own, capture_output=True, text=True, check=True
+    ).stdout
+    for name in ("goroutine_of_thread", "join_socket(", "bpf_get_attach_cookie", "bpf_loop", "bpf_task_storage_get"):
+        assert name not in made, name
+
+
+def test_catalogue_has_programs() -> None:
+    """Every function of every library is followed by one of the programs, or is known to need newer kernels."""
+    known = bounded_programs()
+    for flavor in (*FLAVORS, DYNAMIC_LINKER):
+        for row in (*flavor.functions, *(one for _, one in (flavor.table.functions if flavor.table else ()))):
+            needing = NEED_COOKIES_TOO if isinstance(row.kind, LifeKind) else NEED_COOKIES
+            assert row.kind in needing or entry_program(row.kind, row.count_arg) in known, row
 
 
 def test_kernel_fields(joined: str) -> None:

@@ -14,6 +14,7 @@ from samples import CONN, IN, MONOTONIC_NS, OUT, PID, PROCESS_START_NS
 from tlscap import decode
 from tlscap.decode import (
     AddressEvent,
+    CallbackEvent,
     CarryEvent,
     CloseEvent,
     DataEvent,
@@ -27,6 +28,7 @@ from tlscap.decode import (
     NoteEvent,
     OpenEvent,
     ProcessEvent,
+    UnjoinedEvent,
 )
 from tlscap.errors import CorruptError
 
@@ -50,6 +52,12 @@ EVERY_TYPE: list[tuple[bytes, Event]] = [
         samples.address("::1", 1, "::2", 2, protocol=17),
         AddressEvent(T, CONN, 10, bytes(15) + b"\1", 1, bytes(15) + b"\2", 2, 17, 0),
     ),
+    (
+        samples.address("1.2.3.4", 1, "5.6.7.8", 2, flags=2),
+        AddressEvent(
+            T, CONN, 2, bytes([1, 2, 3, 4]) + bytes(12), 1, bytes([5, 6, 7, 8]) + bytes(12), 2, 6, 0, by_ciphertext=True
+        ),
+    ),
     (samples.handshake(T - 5), HandshakeEvent(T, CONN, T - 5)),
     (samples.sni(b"a.example"), NameEvent(T, CONN, 1, "a.example")),
     (samples.alpn(b"h2"), NameEvent(T, CONN, 2, "h2")),
@@ -68,12 +76,15 @@ EVERY_TYPE: list[tuple[bytes, Event]] = [
     (samples.mapped(5, 6), MappedEvent(T, PID, 5, 6, executable=True)),
     (samples.mapped(5, 6, executable=False), MappedEvent(T, PID, 5, 6, executable=False)),
     (samples.exited(), ExitEvent(T, PID)),
+    (samples.unjoined(), UnjoinedEvent(T, PID)),
+    (samples.callback(1 << 47 | 5, 23), CallbackEvent(T, PID, 1 << 47 | 5, 23)),
     (samples.mark(2, 100, 20, IN), MarkEvent(T, CONN, 2, IN, 100, 20)),
     (decode.note(decode.RECORD_START, {"tool": "tlscap ä"}), NoteEvent(0, 256, 0, {"tool": "tlscap ä"})),
     (decode.note(decode.RECORD_CLOCK, {"wall_ns": 1}), NoteEvent(0, 257, 0, {"wall_ns": 1})),
     (decode.note(decode.RECORD_PROCESS, {"exe": "/x"}, pid=9), NoteEvent(0, 258, 9, {"exe": "/x"})),
     (decode.note(decode.RECORD_END, {}, time_ns=8), NoteEvent(8, 260, 0, {})),
 ]
+WITHOUT_BODY = {decode.SAMPLE_SHUTDOWN, decode.SAMPLE_EOF, decode.SAMPLE_EXIT, decode.SAMPLE_UNJOINED}
 ONE_OF_EACH = {decode.HEADER.unpack_from(raw)[0]: raw for raw, _ in EVERY_TYPE}
 
 
@@ -119,6 +130,14 @@ def test_order() -> None:
     assert events(b"") == []
 
 
+@pytest.mark.parametrize("flags", [0, 1, 0xFFFD])
+def test_other_flags(flags: int) -> None:
+    """Only its own flag says that an address was found by ciphertext."""
+    (event,) = events(samples.address(flags=flags))
+    assert isinstance(event, AddressEvent)
+    assert not event.by_ciphertext
+
+
 @given(st.lists(st.sampled_from(EVERY_TYPE)), st.integers(128, 255) | st.integers(1000, 0xFFFF), st.binary(max_size=40))
 def test_unknown_types(chosen: list[tuple[bytes, Event]], kind: int, body: bytes) -> None:
     """Types that this version doesn't know are stepped over, wherever they stand."""
@@ -146,7 +165,7 @@ def test_too_short(kind: int) -> None:
     """A record whose size leaves no room for its type's fields is an error at that record, not at the file's start."""
     before = samples.eof()
     for size in range(0, 32 + decode.DATA.size, 4):
-        if kind in (decode.SAMPLE_SHUTDOWN, decode.SAMPLE_EOF, decode.SAMPLE_EXIT) and size >= 32:
+        if kind in WITHOUT_BODY and size >= 32:
             continue
         if size - 32 >= decode._BODY_SIZES.get(kind, 1000):
             continue

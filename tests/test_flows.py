@@ -333,6 +333,25 @@ def test_unix_socket() -> None:
     assert (flow.transport, flow.local, flow.remote, flow.tuple_source) == ("unix", None, None, TupleSource.PLACEHOLDER)
 
 
+def test_address_by_ciphertext() -> None:
+    """How an address was found is kept; what is found again later counts."""
+    table = FlowTable()
+    feed(table, samples.opened())
+    for flags, found in ((2, TupleSource.CIPHERTEXT), (0, TupleSource.SYSCALL), (2, TupleSource.CIPHERTEXT)):
+        flow = feed(table, samples.address(flags=flags))[-1].flow
+        assert flow.tuple_source is found
+    assert feed(table, samples.address(family=1, flags=2))[-1].flow.transport == "unix"
+
+
+def test_what_is_no_flow() -> None:
+    """That a call used no socket, and which functions a library was given, is for the recorder: no items, but time goes on."""
+    table = FlowTable()
+    feed(table, samples.start())
+    assert feed(table, samples.unjoined() + samples.callback(time_ns=MONOTONIC_NS + 5)) == []
+    assert table.last_ns == WALL_NS + 5
+    assert table.open_flows == table.flow_count == 0
+
+
 def test_address_again() -> None:
     """An address that comes again replaces the one before, and a round-trip time is kept."""
     table, items = items_of(samples.opened(), samples.address(srtt_us=1200))

@@ -43,8 +43,8 @@ def test_layouts_agree() -> None:
         ),
         (
             "sample_address",
-            {"names": "remote local family local_port remote_port protocol srtt_us fd"},
-            "struct sample_address.remote: user space reads 16 bytes at 32, C has 16 at 48",
+            {"names": "at.remote at.local at.family at.local_port at.remote_port at.protocol at.srtt_us fd"},
+            "struct sample_address.at.remote: user space reads 16 bytes at 32, C has 16 at 48",
         ),
         (
             "sample_header",

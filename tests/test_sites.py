@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -16,10 +18,12 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tlscap.errors import AttachError, CaptureError, TargetError, UnsupportedError
+from tlscap.live.catalogue import GNUTLS, MBEDTLS, NSS, WOLFSSL, Flavor
 from tlscap.live.loader import AttachPoint, CallKind, LifeKind, ResolvedLibrary
 from tlscap.live.sites import Image, Resolver
 from tlscap.live.targets import system_libraries
@@ -263,7 +267,7 @@ def test_compiled_from_c(resolver: Resolver, tmp_path: Path) -> None:
         ({"read_count": "xor ecx, ecx"}, "SSL_read passes no address of a count"),
         ({"read_target": "[rip+read_internal]"}, "SSL_read calls through a pointer"),
         ({"entry": ("sub rsp, 8", "push rbx")}, "can't emulate (ssl_read_internal+0 sub"),
-        ({"entry": ("endbr64", "mov rax, rdi", "push rbx")}, "can't emulate (ssl_read_internal+0 endbr64"),
+        ({"entry": ("endbr64", "mov rdi, rax", "push rbx")}, "can't emulate (ssl_read_internal+0 endbr64"),
     ],
 )
 def test_no_funnel(build: Build, resolver: Resolver, changes: dict[str, str], reason: str) -> None:
@@ -377,6 +381,204 @@ def test_not_code(build: Build, resolver: Resolver) -> None:
     assert any("SSL_free" in note and "no instruction" in note for note in library.notes)
 
 
+# --- Other libraries ---
+
+
+def functions_named(*names: str) -> str:
+    return ".intel_syntax noprefix\n.text\n" + "".join(exported(name, "push rbx", "nop", "pop rbx") for name in names)
+
+
+BORING = ("SSL_read", "SSL_write", "SSL_CTX_set_grease_enabled", "SSL_free", "SSL_set_tlsext_host_name", "SSL_ctrl")
+
+
+def test_gnutls(build: Build, resolver: Resolver) -> None:
+    """Every function of the table that the file has, with its meaning and its arguments."""
+    names = [row.name for row in GNUTLS.functions]
+    library = resolver.resolve(str(build(functions_named(*names))))
+    points = by_name(library)
+    assert library.flavor == "gnutls"
+    # gnutls_record_send only calls gnutls_record_send2 where that exists.
+    assert set(points) == set(names) - {"gnutls_record_send"}
+    assert points["gnutls_record_recv"].kind is CallKind.READ
+    assert points["gnutls_handshake"].kind is CallKind.HANDSHAKE_ZERO
+    assert points["gnutls_record_uncork"].kind is CallKind.FLUSH
+    name = points["gnutls_server_name_set"]
+    assert (name.kind, name.count_arg, name.length_arg) == (LifeKind.NAME, 3, 4)
+    pull = points["gnutls_transport_set_pull_function"]
+    assert (pull.kind, pull.count_arg, pull.length_arg) == (LifeKind.CALLBACKS, 0, 2)
+    old = by_name(resolver.resolve(str(build(functions_named("gnutls_record_send", "gnutls_record_recv")))))
+    assert set(old) == {"gnutls_record_send", "gnutls_record_recv"}
+
+
+@pytest.mark.parametrize("flavor", [WOLFSSL, MBEDTLS], ids=lambda flavor: flavor.name)
+def test_flavors_of_exported_functions(build: Build, resolver: Resolver, flavor: Flavor) -> None:
+    """Every row becomes a point, also two of one function: what it is called for, and what it returns."""
+    names = dict.fromkeys(row.name for row in flavor.functions)
+    library = resolver.resolve(str(build(functions_named(*names))))
+    assert library.flavor == flavor.name
+    assert sorted(
+        (point.function, str(point.kind), point.count_arg, point.length_arg) for point in library.points
+    ) == sorted((row.name, str(row.kind), row.count_arg, row.length_arg) for row in flavor.functions)
+
+
+@pytest.mark.parametrize("missing", ["needs", "half"])
+@pytest.mark.parametrize("flavor", [GNUTLS, WOLFSSL, MBEDTLS, NSS], ids=lambda flavor: flavor.name)
+def test_half_a_library(build: Build, resolver: Resolver, flavor: Flavor, missing: str) -> None:
+    """A file that lacks what a flavor needs is not of it."""
+    needed = {group[0] for group in flavor.needs}
+    names = {row.name for row in flavor.functions} | needed
+    names -= needed if missing == "needs" else {flavor.needs[-1][0]}
+    with pytest.raises(TargetError, match="no TLS functions"):
+        resolver.resolve(str(build(functions_named(*sorted(names)))))
+
+
+def test_boringssl_is_preferred(build: Build, resolver: Resolver) -> None:
+    """It has OpenSSL's names, and some that OpenSSL has not: it is probed as what it is, once."""
+    library = resolver.resolve(str(build(functions_named(*BORING))))
+    assert library.flavor == "boringssl"
+    points = by_name(library)
+    assert len(points) == len(library.points)
+    assert points["SSL_set_tlsext_host_name"].kind is LifeKind.NAME
+    assert "SSL_ctrl" not in points
+    assert library.notes == (), "internal functions are not looked for"
+    without = [name for name in BORING if "grease" not in name]
+    assert resolver.resolve(str(build(functions_named(*without)))).flavor == "openssl"
+
+
+def test_two_flavors_in_one_file(build: Build, resolver: Resolver) -> None:
+    """A program may hold several libraries: all of them are probed."""
+    names = [*BORING, "wolfSSL_read", "wolfSSL_write", "gnutls_record_send", "gnutls_record_recv"]
+    library = resolver.resolve(str(build(functions_named(*names))))
+    assert library.flavor == "boringssl+gnutls+wolfssl"
+    kinds = {point.function: point.kind for point in library.points}
+    assert kinds["SSL_read"] is kinds["wolfSSL_read"] is kinds["gnutls_record_recv"] is CallKind.READ
+    assert library.build_id == "00c0ffee"
+
+
+def test_two_flavors_and_their_notes(build: Build, resolver: Resolver) -> None:
+    """What went wrong with one is said, and does not keep the other from being probed."""
+    text = source(read_target="write_internal", others=("wolfSSL_read",)) + exported(
+        "wolfSSL_write", "push rbx", section=".data"
+    )
+    library = resolver.resolve(str(build(text)))
+    assert library.flavor == "openssl+wolfssl"
+    assert "wolfSSL_read" in by_name(library)
+    assert library.notes[0].startswith("ssl_read_internal: ")
+    assert any("not inside an executable segment" in note for note in library.notes)
+
+
+NSS_SOURCE = """
+typedef struct { int type; void (*f[20])(void); } Methods;
+const Methods *usual(void);
+static Methods table;
+#define F(n) __attribute__((noinline)) static void f##n(void) { static volatile int x; x += n; }
+F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15) F(16) F(17) F(18) F(19)
+int SSL_ForceHandshake(void *fd) { return fd != 0; }
+int SSL_SetURL(void *fd, const char *name) { return fd != name; }
+void *SSL_ImportFD(void *model, void *fd) {
+    table = *usual(); table.type = %d;
+    void (*all[])(void) = { f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11, f12, f13, f14, f15, f16, f17, f18, f19 };
+#pragma GCC unroll 20
+    for (int i = 0; i < 20; i++) table.f[i] = all[i];
+    return &table;
+}
+"""
+
+
+@pytest.mark.parametrize("first", [4, 5])
+def test_nss(resolver: Resolver, tmp_path: Path, first: int) -> None:
+    """Its data functions have no names: they are found in the structure that the library fills, or it is said that they aren't."""
+    path = tmp_path / "lib.so"
+    command: list[str | Path] = ["gcc", "-O2", "-fPIC", "-shared", "-x", "c", "-", "-o", path]
+    subprocess.run(command, input=(NSS_SOURCE % first).encode(), check=True)
+    library = resolver.resolve(str(path))
+    points = by_name(library)
+    assert library.flavor == "nss"
+    assert {"SSL_ForceHandshake", "SSL_SetURL"} <= set(points)
+    check_places(path, library)
+    if first != 4:
+        assert "ssl_Read" not in points
+        (note,) = library.notes
+        assert "0 structures look like it" in note
+        return
+    with path.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        symbols = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
+    assert NSS.table is not None
+    for place, row in NSS.table.functions:
+        point = points[row.name]
+        assert point.kind is row.kind
+        assert 0 <= point.vaddr - symbols[f"f{place - 1}"] <= 16
+    assert library.notes == ()
+
+
+def test_callback(build: Build, resolver: Resolver) -> None:
+    """A function without a name, by its place in the file; elsewhere there is none."""
+    path = build()
+    free = by_name(resolver.resolve(str(path)))["SSL_free"]
+    point = resolver.callback(str(path), free.file_offset, CallKind.BIO_WRITE)
+    assert (point.kind, point.vaddr, point.file_offset) == (CallKind.BIO_WRITE, free.vaddr, free.file_offset)
+    for offset in (0, 1 << 40, -1):
+        with pytest.raises(AttachError, match="not inside an executable segment"):
+            resolver.callback(str(path), offset, CallKind.BIO_WRITE)
+
+
+# --- All functions, without names ---
+
+
+def unwound(path: Path) -> list[tuple[int, int]]:
+    """Return start and end of every function, as readelf reads them from the unwind information."""
+    # It complains when the debug information that a file asks for is not installed.
+    command: list[str | Path] = ["readelf", "--debug-dump=frames", path]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [(int(start, 16), int(end, 16)) for start, end in re.findall(r" FDE .* pc=([0-9a-f]+)\.\.([0-9a-f]+)", said)]
+
+
+def check_functions(path: Path) -> None:
+    image = Image(str(path))
+    found = image.functions()
+    known = unwound(path)
+    assert [start for start, _ in found] == sorted({start for start, _ in known})
+    sizes = dict(found)
+    for start, end in known:
+        assert sizes[start] >= end - start
+    for (start, size), (following, _) in itertools.pairwise(found):
+        assert start + size == following
+    last, size = found[-1]
+    assert image.is_code(last + size - 1)
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
+@pytest.mark.parametrize("path", [*system_libraries("libc|libnss3|libgnutls"), "/bin/true"])
+def test_functions(path: str) -> None:
+    """Every function that readelf finds, the last one, too, and where it ends at the latest."""
+    check_functions(Path(os.path.realpath(path)))
+
+
+def test_functions_of_a_linked_file(build: Build, tmp_path: Path) -> None:
+    """A file without an unwind table has none; of one whose table is broken, none that can't be."""
+    assert Image(str(build())).functions() == []
+    path = tmp_path / "lib.so"
+    text = "int one(int x){return x;} int two(int x){return one(x)+1;} int three(int x){return two(x)*2;}"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-nostdlib", "-x", "c", "-", "-o", path], input=text.encode(), check=True
+    )
+    check_functions(path)
+    raw = path.read_bytes()
+    with path.open("rb") as file:
+        section = ELFFile(file).get_section_by_name(".eh_frame_hdr")
+        assert section is not None
+        at = section["sh_offset"]
+    for value in (0, 0xFFFFFFFF):
+        path.write_bytes(patched(raw, at + 8, struct.pack("<I", value)))
+        assert len(Image(str(path)).functions()) <= 5
+    path.write_bytes(patched(raw, at, b"\x01\x1b\x03\x3c"))
+    assert Image(str(path)).functions() == []
+    path.write_bytes(patched(raw, at + 12, b"\xff\xff\xff\x7f" * 2))
+    assert all(size > 0 for _, size in Image(str(path)).functions())
+
+
 # --- By hand ---
 
 
@@ -485,9 +687,10 @@ def small(build: Build) -> Content:
     return Content(build(None, "-Wl,-z,noseparate-code").read_bytes())
 
 
-def tables(raw: bytes) -> list[int]:
+@pytest.fixture(scope="module")
+def places_of_tables(small: Content) -> list[int]:
     """Return offsets of the bytes that say where everything is: headers, sections, symbols."""
-    elf = ELFFile(io.BytesIO(raw))
+    elf = ELFFile(io.BytesIO(small))
     spans = [(0, 64), (elf["e_phoff"], elf["e_phnum"] * 56), (elf["e_shoff"], elf["e_shnum"] * 64)]
     spans += [
         (section["sh_offset"], section["sh_size"])
@@ -501,12 +704,13 @@ def tables(raw: bytes) -> list[int]:
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(st.data())
-def test_damaged(small: Content, resolver: Resolver, tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged(
+    small: Content, places_of_tables: list[int], resolver: Resolver, tmp_path: Path, data: st.DataObject
+) -> None:
     """With any bytes of its tables replaced, a file gives an error of ours or proven points, and nothing else."""
     raw = bytearray(small)
-    places = tables(small)
     changes = st.tuples(
-        st.sampled_from(places),
+        st.sampled_from(places_of_tables),
         st.sampled_from([b"\0", b"\xff", b"\x7f", b"\xff" * 8]) | st.binary(min_size=1, max_size=8),
     )
     for at, value in data.draw(st.lists(changes, min_size=1, max_size=4)):
@@ -557,7 +761,7 @@ def test_tables_that_lie(small: Content, resolver: Resolver, tmp_path: Path, nam
 # --- The real thing ---
 
 
-@pytest.mark.parametrize("path", system_libraries()[:1] or [None])
+@pytest.mark.parametrize("path", system_libraries("libssl")[:1] or [None])
 def test_libssl_of_this_machine(resolver: Resolver, path: str | None) -> None:
     """The machine's own OpenSSL has both funnels, at instructions that the kernel emulates."""
     if path is None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import pwd
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tlscap.errors import TargetError, UsageError
 from tlscap.live import targets
+from tlscap.live.quicklook import may_hold_tls
+from tlscap.live.sites import Image
 
 WAIT = "import sys; print('ready', flush=True); sys.stdin.read()"
 IS_ROOT = os.geteuid() == 0
@@ -79,6 +87,169 @@ def test_mapped_files(spawn: Spawn) -> None:
         status = os.stat(file.path)
         assert (status.st_dev, status.st_ino) == (file.device, file.inode) or status.st_ino == file.inode
     assert "ssl" in os.path.basename(files[0].name), "TLS libraries come first"
+
+
+def test_known_files_are_not_looked_up(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a known file only the name is told: where it can be opened costs system calls."""
+    process = spawn(sys.executable, "-c", "import ssl;" + WAIT)
+    files = {(file.device, file.inode): file for file in targets.mapped_files(process.pid)}
+    known = list(files)[::2]
+    looked_up: list[tuple[Any, ...]] = []
+    real = targets._openable
+
+    def openable(pid: int, *rest: Any) -> str | None:
+        looked_up.append(rest)
+        return real(pid, *rest)
+
+    monkeypatch.setattr(targets, "_openable", openable)
+    again = {(file.device, file.inode): file for file in targets.mapped_files(process.pid, set(known))}
+    assert set(again) == set(files)
+    for identity, file in again.items():
+        assert file.path == ("" if identity in known else files[identity].path)
+        assert file.name == files[identity].name
+    assert len(looked_up) == len(files) - len(known)
+
+
+# --- Places in memory ---
+
+
+def test_place_of_own_function() -> None:
+    """A function of the C library lies where its symbol table says."""
+    libc = ctypes.CDLL(None)
+    for name in ("getpid", "strlen", "qsort"):
+        address = ctypes.cast(libc[name], ctypes.c_void_p).value
+        assert address is not None
+        place = targets.place_of(os.getpid(), address)
+        assert place is not None
+        assert os.path.basename(place.path).startswith(("libc.so", "libc-"))
+        with open(f"/proc/{os.getpid()}/mem", "rb") as memory, open(place.path, "rb") as file:
+            memory.seek(address)
+            file.seek(place.offset)
+            assert memory.read(16) == file.read(16)
+
+
+def test_place_of_a_symbol() -> None:
+    """The offset is the one that the symbol table and the program headers give."""
+    address = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p).value
+    assert address is not None
+    place = targets.place_of(os.getpid(), address)
+    assert place is not None
+    image = Image(place.path)
+    symbols = image.symbols(frozenset({"getpid", "__getpid"}))
+    assert place.offset in {image.file_offset(symbol.vaddr) for symbol in symbols.values()}
+    assert {image.address(place.offset)} <= {symbol.vaddr for symbol in symbols.values()}
+
+
+def test_no_place() -> None:
+    """Data, anonymous memory, addresses without memory and processes without anything have none."""
+    data = ctypes.create_string_buffer(100)
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    anonymous = [
+        int(line.split("-")[0], 16)
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.split()[1][2] == "x" and len(line.split()) == 5
+    ]
+    assert anonymous
+    for address in (0, 1, ctypes.addressof(data), *anonymous, (1 << 64) - 1, 1 << 47):
+        assert targets.place_of(os.getpid(), address) is None
+    code.close()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert targets.place_of(gone.pid, 0x401000) is None
+
+
+def test_borders_of_a_place() -> None:
+    """The first byte of a mapping belongs to it, the first behind it does not."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        words = line.split()
+        if words[1] == "r-xp" and len(words) == 6 and words[5].startswith("/"):
+            start, end = (int(part, 16) for part in words[0].split("-"))
+            offset = int(words[2], 16)
+            assert targets.place_of(os.getpid(), start) == targets.Place(os.path.realpath(words[5]), offset)
+            assert targets.place_of(os.getpid(), end - 1) == targets.Place(
+                os.path.realpath(words[5]), offset + end - start - 1
+            )
+            after = targets.place_of(os.getpid(), end)
+            assert after is None or after.path != os.path.realpath(words[5])
+            return
+    pytest.fail("nothing is mapped")
+
+
+# --- The dynamic linker a program asks for ---
+
+
+def program(*headers: tuple[int, bytes], size: int = 56, count: int | None = None, at: int = 64) -> bytes:
+    """Return an ELF file with program headers of these types and contents."""
+    number = len(headers) if count is None else count
+    head = bytearray(b"\x7fELF\2\1\1".ljust(64, b"\0"))
+    struct.pack_into("<Q", head, 32, at)
+    struct.pack_into("<HH", head, 54, size, number)
+    place = 64 + size * len(headers)
+    table, contents = b"", b""
+    for kind, content in headers:
+        entry = struct.pack("<IIQQQQQQ", kind, 4, place + len(contents), 0, 0, len(content), len(content), 1)
+        table += entry.ljust(size, b"\0")[:size]
+        contents += content
+    return bytes(head) + table + contents
+
+
+LINKER = os.path.realpath("/lib64/ld-linux-x86-64.so.2")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (program((3, LINKER.encode() + b"\0")), True),
+        (program((6, b"x" * 56), (1, b""), (3, LINKER.encode() + b"\0")), True),
+        (program((3, b"/no/such/linker\0")), False),
+        (program((3, b"\0")), False),
+        (program((3, b"/lib\0/x")), False),
+        (program((1, LINKER.encode() + b"\0")), False),
+        (program(), False),
+        (program((3, LINKER.encode() + b"\0"), size=55), False),
+        (program((3, LINKER.encode() + b"\0"), size=0), False),
+        (program((3, LINKER.encode() + b"\0"), at=(1 << 64) - 1), False),
+        (program((3, LINKER.encode() + b"\0"), at=1 << 62), False),
+        (program((3, LINKER.encode() + b"\0"), count=0xFFFF), True),
+        (b"\x7fELF\1" + program((3, LINKER.encode() + b"\0"))[5:], False),
+        (program((3, LINKER.encode() + b"\0"))[:60], False),
+        (program((3, LINKER.encode() + b"\0"))[:100], False),
+        (b"#!/bin/sh\n", False),
+        (b"", False),
+    ],
+)
+def test_interpreter(tmp_path: Path, content: bytes, found: bool) -> None:
+    """The linker that a program names, if it exists; from a file that is none, or broken, nothing."""
+    if not os.path.exists(LINKER):
+        pytest.skip("no glibc for x86-64 here")
+    path = tmp_path / "program"
+    path.write_bytes(content)
+    assert targets.interpreter(str(path)) == (LINKER if found else None)
+
+
+def test_interpreter_of_real_programs(tmp_path: Path) -> None:
+    """As readelf reads it."""
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf is not installed")
+    said = subprocess.run(["readelf", "-lW", "/bin/true"], capture_output=True, text=True, check=True).stdout
+    name = re.search(r"program interpreter: (.*)\]", said)
+    assert name is not None
+    assert targets.interpreter("/bin/true") == os.path.realpath(name[1])
+    assert targets.interpreter(str(tmp_path)) is None
+    assert targets.interpreter(str(tmp_path / "nothing")) is None
+
+
+def test_interpreter_of_a_liar(tmp_path: Path) -> None:
+    """Headers that would take gigabytes are not read: files of anybody are looked at here."""
+    path = tmp_path / "program"
+    path.write_bytes(program(size=0xFFFF, count=0xFFFF))
+    os.truncate(path, 5 << 30)  # a sparse file
+    tracemalloc.start()
+    try:
+        assert targets.interpreter(str(path)) is None
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_deleted_file_is_still_found(spawn: Spawn, tmp_path: Path) -> None:
@@ -204,30 +375,17 @@ def test_invoking_user_with_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Files ---
 
 
-def test_may_hold_tls(tmp_path: Path) -> None:
-    """A quick look finds the names of TLS functions in ELF files, and takes nothing else for one."""
-    path = tmp_path / "file"
-    for content, expected in (
-        (b"\x7fELF" + bytes(5000) + b"\0SSL_write\0", True),
-        (b"\x7fELF" + bytes(5000) + b"\0SSL_write_ex\0" + bytes(9), True),
-        (b"\x7fELF" + bytes(5000) + b"\0SSL_writer\0", False),
-        (b"\x7fELF\0SSL_write\0", False),
-        (b"text" + bytes(5000) + b"\0SSL_write\0", False),
-        (b"", False),
-    ):
-        path.write_bytes(content)
-        assert targets.may_hold_tls(str(path)) is expected, content[-20:]
-    assert not targets.may_hold_tls(str(tmp_path))
-    assert not targets.may_hold_tls(str(tmp_path / "nothing"))
-
-
 def test_system_libraries() -> None:
     """What the dynamic linker would find: real files, each once."""
     found = targets.system_libraries()
     assert len(set(found)) == len(found)
     for path in found:
         assert os.path.realpath(path) == path
-        assert targets.may_hold_tls(path)
+        assert may_hold_tls(path)
+    names = [os.path.basename(path) for path in targets.system_libraries("libcrypto|libc")]
+    assert any(name.startswith("libc.so") for name in names)
+    assert not [name for name in names if not name.startswith(("libcrypto.so", "libc.so", "libc-"))]
+    assert targets.system_libraries("no-such-library-anywhere") == []
 
 
 def test_command_is_a_program() -> None:

@@ -25,6 +25,7 @@ NAME = struct.Struct("<HHI")  # kind, length, pad; the text follows
 CLOSE = struct.Struct("<QQII")  # bytes inbound, bytes outbound, recycled, pad
 PROCESS = struct.Struct("<QII16sII256s")  # start_ns, ppid, uid, comm, cmdline_len, pad, exe; the command line follows
 MAPPED = struct.Struct("<QII")  # inode, device, executable
+CALLBACK = struct.Struct("<QII")  # address, kind, pad
 MARK = struct.Struct("<QQHB5x")  # offset, length, kind, direction
 
 SAMPLE_DATA = 1
@@ -39,6 +40,8 @@ SAMPLE_PROCESS = 9
 SAMPLE_MAPPED = 10
 SAMPLE_EXIT = 11
 SAMPLE_MARK = 12
+SAMPLE_UNJOINED = 13
+SAMPLE_CALLBACK = 14
 
 RECORD_START = 256
 """JSON: who recorded, where, with what settings; the clock.  First in every file."""
@@ -58,6 +61,7 @@ RECORD_CARRY = 262
 
 NAME_SNI, NAME_ALPN = 1, 2
 FLAG_NO_STATE = 1
+FLAG_CIPHERTEXT = 2
 
 
 @dataclass(slots=True)
@@ -98,6 +102,8 @@ class AddressEvent:
     remote_port: int
     protocol: int
     srtt_us: int
+    by_ciphertext: bool = False
+    """The socket carried a TLS record of the connection; else, the connection's own call used the socket."""
 
 
 @dataclass(slots=True)
@@ -166,6 +172,25 @@ class ExitEvent:
 
 
 @dataclass(slots=True)
+class UnjoinedEvent:
+    """A TLS call of the process made no socket call: its addresses may have to be found by ciphertext."""
+
+    time_ns: int
+    pid: int
+
+
+@dataclass(slots=True)
+class CallbackEvent:
+    """A TLS library was given the function at an address of the process, to send or receive ciphertext with."""
+
+    time_ns: int
+    pid: int
+    address: int
+    kind: int
+    """`CallKind` of `tlscap.live.loader`."""
+
+
+@dataclass(slots=True)
 class MappedEvent:
     time_ns: int
     pid: int
@@ -205,6 +230,8 @@ Event = (
     | CarryEvent
     | ProcessEvent
     | ExitEvent
+    | UnjoinedEvent
+    | CallbackEvent
     | MappedEvent
     | MarkEvent
     | NoteEvent
@@ -241,7 +268,7 @@ def decode(records: bytes) -> Iterator[Event]:
                 )
             elif size - HEADER.size < _BODY_SIZES.get(kind, 0):
                 raise CorruptError(f"a record of type {kind} is too short", offset=at)
-            elif event := _small(kind, records[body : at + size], time_ns, pid, conn):
+            elif event := _small(kind, flags, records[body : at + size], time_ns, pid, conn):
                 yield event
         except (struct.error, ValueError, RecursionError) as error:
             raise CorruptError(f"a record of type {kind} can't be decoded: {error}", offset=at) from error
@@ -251,18 +278,22 @@ def decode(records: bytes) -> Iterator[Event]:
 _BODY_SIZES = {
     SAMPLE_OPEN: OPEN.size, SAMPLE_ADDRESS: ADDRESS.size, SAMPLE_HANDSHAKE: HANDSHAKE.size, SAMPLE_NAME: NAME.size,
     SAMPLE_CLOSE: CLOSE.size, SAMPLE_PROCESS: PROCESS.size, SAMPLE_MAPPED: MAPPED.size, SAMPLE_MARK: MARK.size,
+    SAMPLE_CALLBACK: CALLBACK.size,
     RECORD_LEDGER: CLOSE.size, RECORD_ORPHAN: CLOSE.size, RECORD_CARRY: CLOSE.size,
 }  # fmt: skip
 
 
-def _small(kind: int, body: bytes, time_ns: int, pid: int, conn: int) -> Event | None:
+def _small(kind: int, flags: int, body: bytes, time_ns: int, pid: int, conn: int) -> Event | None:
     match kind:
         case 2:
             ssl, start_ns, midstream, role = OPEN.unpack_from(body)
             return OpenEvent(time_ns, pid, conn, ssl, start_ns, bool(midstream), role)
         case 3:
             local, remote, family, local_port, remote_port, protocol, srtt, _ = ADDRESS.unpack_from(body)
-            return AddressEvent(time_ns, conn, family, local, local_port, remote, remote_port, protocol, srtt)
+            by_ciphertext = bool(flags & FLAG_CIPHERTEXT)
+            return AddressEvent(
+                time_ns, conn, family, local, local_port, remote, remote_port, protocol, srtt, by_ciphertext
+            )
         case 4:
             return HandshakeEvent(time_ns, conn, HANDSHAKE.unpack_from(body)[0])
         case 5:
@@ -289,6 +320,11 @@ def _small(kind: int, body: bytes, time_ns: int, pid: int, conn: int) -> Event |
         case 12:
             offset, length, mark, direction = MARK.unpack_from(body)
             return MarkEvent(time_ns, conn, mark, direction, offset, length)
+        case 13:
+            return UnjoinedEvent(time_ns, pid)
+        case 14:
+            address, callback_kind, _ = CALLBACK.unpack_from(body)
+            return CallbackEvent(time_ns, pid, address, callback_kind)
         case 256 | 257 | 258 | 260:
             parsed = json.loads(body)
             if not isinstance(parsed, dict):

@@ -12,6 +12,7 @@ from tlscap import decode
 from tlscap.decode import (
     NAME_ALPN,
     AddressEvent,
+    CallbackEvent,
     CarryEvent,
     CloseEvent,
     DataEvent,
@@ -25,6 +26,7 @@ from tlscap.decode import (
     NoteEvent,
     OpenEvent,
     ProcessEvent,
+    UnjoinedEvent,
 )
 from tlscap.errors import CorruptError
 from tlscap.model import (
@@ -116,7 +118,7 @@ class FlowTable:
                 return self._carry(event, time_ns)
             case ExitEvent():
                 return self._exit(event, time_ns)
-            case MappedEvent() | MarkEvent():
+            case MappedEvent() | MarkEvent() | UnjoinedEvent() | CallbackEvent():
                 return []
         state = self._states.get(event.conn)
         if state is None:
@@ -305,7 +307,7 @@ def _set_address(flow: Flow, event: AddressEvent) -> None:
         size = 4 if event.family == AF_INET else 16
         flow.local = Endpoint(_address(event.local[:size]), event.local_port)
         flow.remote = Endpoint(_address(event.remote[:size]), event.remote_port)
-        flow.tuple_source = TupleSource.SYSCALL
+        flow.tuple_source = TupleSource.CIPHERTEXT if event.by_ciphertext else TupleSource.SYSCALL
     if event.srtt_us:
         flow.srtt_us = event.srtt_us
 

@@ -41,6 +41,8 @@ class TupleSource(enum.Enum):
 
     SYSCALL = "syscall"
     """The socket of a system call made inside a TLS call of this connection, on the same thread."""
+    CIPHERTEXT = "ciphertext"
+    """The library worked in memory: the socket that carried a TLS record of this connection."""
     IMPORTED = "imported"
     """Taken over from a file that another program wrote."""
     PLACEHOLDER = "placeholder"

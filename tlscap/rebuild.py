@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tlscap.decode import decode
 from tlscap.flows import FlowTable
+from tlscap.holdback import HoldBack
 from tlscap.model import Item
 from tlscap.synth import Synthesizer
 
@@ -24,6 +25,7 @@ class PcapngBuilder:
         self._framing = framing
         self._keep = keep
         self._synthesizer: Synthesizer | None = None
+        self._held = HoldBack()
 
     def feed(self, frame: bytes, on_item: OnItem | None = None) -> Iterator[bytes]:
         """Blocks for one unpacked frame.  Raises `CorruptError`."""
@@ -36,11 +38,13 @@ class PcapngBuilder:
             if synthesizer is None:
                 synthesizer = self._begin()
                 yield synthesizer.start()
-            for item in items:
-                if on_item:
+            if on_item:
+                for item in items:
                     on_item(item)
-                if self._keep is None or self._keep(item):
-                    yield from synthesizer.feed(item)
+            if self._keep:
+                items = [item for item in items if self._keep(item)]
+            for item in self._held.feed(items, table.last_ns):
+                yield from synthesizer.feed(item)
 
     def finish(self) -> Iterator[bytes]:
         """What ends the file; for a truncated sidecar too."""
@@ -48,6 +52,8 @@ class PcapngBuilder:
         if synthesizer is None:
             synthesizer = self._begin()
             yield synthesizer.start()
+        for item in self._held.finish():
+            yield from synthesizer.feed(item)
         yield synthesizer.finish(self.table.last_ns)
 
     def _begin(self) -> Synthesizer:

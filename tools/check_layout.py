@@ -28,7 +28,7 @@ from tlscap.model import Direction, Role
 
 OBJECT = Path(__file__).resolve().parent.parent / "tlscap" / "_bpf" / "tlscap.bpf.o"
 
-KIND_INT, KIND_POINTER, KIND_ARRAY, KIND_ENUM = 1, 2, 3, 6
+KIND_INT, KIND_POINTER, KIND_ARRAY, KIND_STRUCT, KIND_ENUM = 1, 2, 3, 4, 6
 SIZED = {KIND_INT, 4, 5, KIND_ENUM, 19}  # integer, structure, union, enumerations: the third word is the size
 
 
@@ -51,12 +51,17 @@ LAYOUTS = (
     Layout("sample_header", decode.HEADER, "type flags size time_ns pid tid conn", header=False),
     Layout("sample_data", decode.DATA, "offset call_len entry_ns length captured direction reason call pad"),
     Layout("sample_open", decode.OPEN, "ssl start_ns midstream role"),
-    Layout("sample_address", decode.ADDRESS, "local remote family local_port remote_port protocol srtt_us fd"),
+    Layout(
+        "sample_address",
+        decode.ADDRESS,
+        "at.local at.remote at.family at.local_port at.remote_port at.protocol at.srtt_us fd",
+    ),
     Layout("sample_handshake", decode.HANDSHAKE, "start_ns calls pad"),
     Layout("sample_name", decode.NAME, "kind length pad", tail="text"),
     Layout("sample_close", decode.CLOSE, "bytes[0] bytes[1] recycled pad"),
     Layout("sample_process", decode.PROCESS, "start_ns ppid uid comm cmdline_len pad exe", tail="cmdline"),
     Layout("sample_mapped", decode.MAPPED, "inode device executable"),
+    Layout("sample_callback", decode.CALLBACK, "address kind pad"),
     Layout("sample_mark", decode.MARK, "offset length kind direction pad"),
     Layout(
         "connection",
@@ -65,7 +70,7 @@ LAYOUTS = (
         header=False,
     ),
     Layout("connection_key", session.CONNECTION_KEY, "ssl pid incarnation", header=False),
-    Layout("process", session.PROCESS_VALUE, "start_ns incarnation traced", header=False),
+    Layout("process", session.PROCESS_VALUE, "start_ns incarnation flags", header=False),
 )
 
 
@@ -125,13 +130,17 @@ class KernelTypes(_Types):
         return self._words[position + 2]
 
     def fields(self, position: int) -> dict[str, tuple[int, int]]:
-        """Offset and size of every member; those of small arrays of integers by their elements, too."""
+        """Offset and size of every member; small arrays by their elements, too, and structures but the header by their members."""
         found: dict[str, tuple[int, int]] = {}
         for at in range(position + 3, position + 3 + 3 * (self._words[position + 1] & 0xFFFF), 3):
             name, number, offset = self.text(self._words[at]), self._words[at + 1], self._words[at + 2] // 8
             found[name] = offset, self.size(number)
             inner = self._positions[number]
-            if self._words[inner + 1] >> 24 & 31 == KIND_ARRAY:
+            if self._words[inner + 1] >> 24 & 31 == KIND_STRUCT and name != "h":
+                within = self.fields(inner)
+                found |= {f"{name}.{member}": (offset + place, size) for member, (place, size) in within.items()}
+                del found[name]
+            elif self._words[inner + 1] >> 24 & 31 == KIND_ARRAY:
                 size = self.size(self._words[inner + 3])
                 found |= {f"{name}[{index}]": (offset + index * size, size) for index in range(self._words[inner + 5])}
         return found

@@ -5,6 +5,7 @@ Run with the programs of this kernel and with those for kernels without ``bpf_lo
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,6 +36,19 @@ main()
 """
 
 
+AT_RETURNS = """
+import sys
+from tlscap.live import sitecache, sites
+
+sites.return_probes_are_safe = lambda: False
+sitecache._version = lambda: "probes on return instructions"
+sys.argv[0] = "tlscap"
+from tlscap.cli.main import main
+
+main()
+"""
+
+
 def modern(*arguments: str | Path) -> bytes:
     done = run_tlscap(*arguments)
     assert done.returncode == 0, done.stderr
@@ -44,6 +58,13 @@ def modern(*arguments: str | Path) -> bytes:
 def bounded(*arguments: str | Path) -> bytes:
     """`tlscap` with the programs that kernels before 5.17 get."""
     done = subprocess.run([sys.executable, "-c", OLD_KERNEL, *map(str, arguments)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def at_returns(*arguments: str | Path) -> bytes:
+    """`tlscap` as on kernels whose return probes can kill a target."""
+    done = subprocess.run([sys.executable, "-c", AT_RETURNS, *map(str, arguments)], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -95,7 +116,7 @@ def big() -> bytes:
     return bytes(b"0123456789abcdef"[i * 7 % 16] for i in range(BIG))
 
 
-@pytest.mark.parametrize("tlscap", [modern, bounded])
+@pytest.mark.parametrize("tlscap", [modern, bounded, at_returns])
 def test_reuse(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> None:
     """An SSL* on another socket, freed, and in another program on the same thread: nothing old is believed."""
     ports = [
@@ -111,14 +132,14 @@ def test_reuse(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> N
         [b"its address is known "],
     ]
     assert moved.ssl == freed.ssl == replaced.ssl
-    assert [flow.local.port for flow in (moved, freed, replaced)] == [ports[1], ports[1], ports[2]]
+    assert [flow.local and flow.local.port for flow in (moved, freed, replaced)] == [ports[1], ports[1], ports[2]]
     with (tmp_path / "scene.tlscap.zst").open("rb") as file:
         events = [event for frame in SidecarReader(file).frames() for event in decode(frame)]
     seen = [event.local_port for event in events if isinstance(event, AddressEvent)]
     assert seen == [ports[0], ports[1], ports[1], ports[2]], "each socket is told of once"
 
 
-@pytest.mark.parametrize("tlscap", [modern, bounded])
+@pytest.mark.parametrize("tlscap", [modern, bounded, at_returns])
 def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> None:
     """Every function does to the streams what its documentation says, and nothing else."""
     tlscap("record", "-q", "-o", tmp_path / "scene", "--", program, BIG)
@@ -126,7 +147,7 @@ def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> N
 
     first, second, nested, inner, recycled = sorted(scene.flows, key=lambda flow: flow.id)
     sent: list[bytes | tuple[int, GapReason]]
-    if tlscap is modern:
+    if tlscap is not bounded:
         sent = [b"after the fileearly" + big()]
     else:
         copied = 64 * 16384
@@ -158,6 +179,19 @@ def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> N
     ]
     closed = [flow for flow, what in scene.ends if what == "closed"]
     assert sorted(closed) == sorted(flow.id for flow in scene.flows), "the process's end closes what is open"
+
+
+def test_no_return_probes(program: Path, tmp_path: Path) -> None:
+    """Where return probes could harm, none is placed: each call's end is seen at a return instruction."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_RETURNS, "record", "-v", "-o", str(tmp_path / "scene"), "--", str(program), "10"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    shown = [line for line in done.stderr.splitlines() if "SSL_write+" in line]
+    assert shown
+    assert all(re.search(r", \d+ returns?$", line) for line in shown), shown
 
 
 def test_marks(program: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 COMMANDS = {
     "record": "Record what programs say over TLS.",
+    "explain": "Say what would be hooked in a program, and why not the rest.",
     "inspect": "Show the HTTP exchanges of a capture.",
     "diff": "Show what changed between two captures.",
     "rebuild": "Write the pcapng of a sidecar again.",

@@ -13,7 +13,7 @@ import click
 from tlscap.cli.units import Duration, Size, count_text, size_text, time_text
 from tlscap.errors import LoadError, OutputError, UsageError
 from tlscap.live import targets
-from tlscap.live.loader import Counter, ResolvedLibrary
+from tlscap.live.loader import Counter, ResolvedLibrary, describe_returns
 from tlscap.live.privileges import acting_as
 from tlscap.live.session import DEFAULT_RING, Request, Session, Status
 
@@ -51,7 +51,7 @@ class _Terminal:
         for library in libraries if self._verbose else ():
             self._say(f"{library.path}: {library.flavor}, build id {library.build_id or 'unknown'}")
             for point in library.points:
-                self._say(f"  {point.function:32} {point.vaddr:#10x}  {point.site}".rstrip())
+                self._say(f"  {point.function:32} {point.vaddr:#10x}  {point.site}{describe_returns(point)}".rstrip())
             for note in library.notes:
                 self._say(f"  {note}")
 
@@ -112,7 +112,14 @@ class _Terminal:
             if dropped:
                 self._say(f"  a larger ring loses less: --ring-size {_binary(request.ring_size * 4)}")
         if not status.counters[Counter.CALLS]:
-            self._say("no TLS call was seen: did the program use TLS, through a library that was probed?")
+            for finding in status.findings:
+                self._say(f"not hooked: {finding.path}: {finding.what}")
+                if finding.advice:
+                    self._say(f"  {finding.advice}")
+            self._say(
+                "no TLS call was seen: did the program use TLS, through a library that was probed?"
+                " (tlscap explain PID shows what can be)"
+            )
         for path in status.files:
             click.echo(f"  {path}", err=True)
 
@@ -187,6 +194,10 @@ def _ring_size(wanted: int) -> int:
 @click.option("--lib", "libraries", multiple=True, type=click.Path(), help="Probe this library or executable, too.")
 @click.option("--probe", "by_hand", multiple=True, metavar="FUNCTION:PATH[+ADDRESS]",
               help="Probe one function by hand; ADDRESS as nm prints it.")  # fmt: skip
+@click.option("--go-symbols", type=click.Path(), default="", metavar="PATH",
+              help="An unstripped copy of a Go program with the same build id, to find functions by.")  # fmt: skip
+@click.option("--signatures", type=click.Path(), default="", metavar="FILE",
+              help="More rules to find functions in files without symbols (tlscap/live/signatures.toml has the built-in ones).")  # fmt: skip
 @click.option("-o", "--output", metavar="NAME", help="Write NAME.pcapng and NAME.tlscap.zst. [default: with the date]")
 @click.option("-w", "--write", metavar="-", help="Stream pcapng to standard output: -w - | wireshark -k -i -")
 @click.option("--no-pcapng", is_flag=True, help="Write the sidecar only.")
@@ -223,6 +234,8 @@ def record(
     everything: bool,
     libraries: tuple[str, ...],
     by_hand: tuple[str, ...],
+    go_symbols: str,
+    signatures: str,
     output: str | None,
     write: str | None,
     no_pcapng: bool,
@@ -279,6 +292,8 @@ def record(
         everything=everything,
         libraries=libraries,
         by_hand=by_hand,
+        go_symbols=go_symbols,
+        signatures=signatures,
         pcapng=pcapng,
         sidecar=sidecar,
         framing=framing,

@@ -28,7 +28,16 @@ from typing import Any, Self
 from tlscap.errors import AttachError, CaptureError, LoadError, PrivilegeError
 from tlscap.live.btf import struct_offsets
 from tlscap.live.libbpf import KERNEL_WIDE, SOCKET_PROGRAMS, SYSCALL_BOUNDED
-from tlscap.live.loader import AttachPoint, CallKind, Counter, Settings, configure, entry_program
+from tlscap.live.loader import (
+    AttachPoint,
+    CallKind,
+    Counter,
+    Settings,
+    configure,
+    entry_program,
+    for_older_kernels,
+    works_bounded,
+)
 
 MAIN_SOURCE = "tlscap.bpf.c"
 LEAVE_PROGRAM = "leave_bounded"
@@ -278,9 +287,11 @@ class BccLoader:
 
     def attach(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
         failed = []
-        for point in points:
+        for point in for_older_kernels(points):
             before = len(self._probes)
             try:
+                if not works_bounded(point):
+                    raise AttachError(f"{point.function} in {point.path}: following it needs the libbpf loader")
                 if isinstance(point.kind, CallKind):
                     # The return first: a call entered in between is then simply not known, never left pending.
                     self._attach_probe(LEAVE_PROGRAM, point, pid, UPROBE_RETURN)
@@ -289,6 +300,12 @@ class BccLoader:
                 failed.append((point, str(error)))
                 self._remove_probes(before)
         return failed
+
+    def attach_process(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
+        return [(point, f"{point.function} in {point.path}: following it needs the libbpf loader") for point in points]
+
+    def detach_process(self, pid: int) -> None:
+        """Nothing was attached for one process."""
 
     def _attach_probe(self, program: str, point: AttachPoint, pid: int, kind: int) -> None:
         # BCC's method takes point.vaddr and reads the file each time to find file_offset, which is known here.  It also

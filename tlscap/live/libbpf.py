@@ -12,11 +12,23 @@ import ctypes.util
 import errno
 import os
 import platform
+import threading
 from collections.abc import Iterator, Sequence
 from importlib import resources
 
 from tlscap.errors import AttachError, LoadError, PrivilegeError
-from tlscap.live.loader import AttachPoint, CallKind, Counter, Settings, configure, entry_program
+from tlscap.live.loader import (
+    AttachPoint,
+    CallKind,
+    Counter,
+    Settings,
+    configure,
+    cookie,
+    entry_program,
+    for_older_kernels,
+    modern_probes,
+    works_bounded,
+)
 
 BPF_PROG_TYPE_KPROBE = 2
 BPF_FUNC_LOOP = 181  # Linux 5.17
@@ -28,8 +40,14 @@ SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
 KERNEL_WIDE = ("on_fork", "on_exec", "on_exit")
 """Programs on scheduler tracepoints."""
-MODERN = ("enter_any", "leave_loop", "on_any")
-"""With attach cookies and bpf_loop these three do what else takes one program for each kind of function."""
+MODERN = (
+    "enter_any", "leave_loop", "on_any", "enter_bio", "leave_bio",
+    "enter_go", "leave_go_data", "leave_go_handshake", "on_go_free",
+    "enter_rustls", "leave_rustls", "on_rustls",
+)  # fmt: skip
+"""With attach cookies and bpf_loop these do what else takes one program for each kind of function, and more."""
+MODERN_MAPS = ("threads", "joining", "handed_out", "taken_in", "relays", "seen_callbacks")
+"""The first is task storage (Linux 5.11); the others are only used together with it."""
 SOCKET_PROGRAMS = ("on_socket_send", "on_socket_receive")
 """Programs on the socket tracepoints of Linux 6.3."""
 SYSCALL_MODERN, SYSCALL_BOUNDED = "on_syscall_modern", "on_syscall"
@@ -143,6 +161,8 @@ class LibbpfLoader:
         self._log = _Log(lib)
         self._links: list[int] = []
         self._multi_links: list[int] = []
+        self._process_links: dict[int, list[int]] = {}
+        self._closing: list[threading.Thread] = []
         self._multi = True
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
         try:
@@ -158,7 +178,8 @@ class LibbpfLoader:
             self._modern = not bounded and lib.libbpf_probe_bpf_helper(BPF_PROG_TYPE_KPROBE, BPF_FUNC_LOOP, None) == 1
             self._choose_programs()
             if not self._modern:
-                lib.bpf_map__set_autocreate(self._map("threads"), False)  # task storage needs Linux 5.11
+                for name in MODERN_MAPS:
+                    lib.bpf_map__set_autocreate(self._map(name), False)
             lib.bpf_map__set_max_entries(self._map("ring"), settings.ring_size)
             result = lib.bpf_object__load(self._object)
             if result:
@@ -225,7 +246,7 @@ class LibbpfLoader:
             if done is not None:
                 return done
         failed = []
-        for point in points:
+        for point in points if self._modern else for_older_kernels(points):
             before = len(self._links)
             try:
                 self._attach_point(point, pid)
@@ -235,17 +256,41 @@ class LibbpfLoader:
                     self._lib.bpf_link__destroy(self._links.pop())
         return failed
 
+    def attach_process(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
+        if not self._modern or not self._multi:
+            return [(point, f"{point.function} in {point.path}: one process alone needs Linux 6.6") for point in points]
+        failed: list[tuple[AttachPoint, str]] = []
+        before = len(self._multi_links)
+        for path in dict.fromkeys(point.path for point in points):
+            failed += self._attach_multi([point for point in points if point.path == path], pid) or []
+        self._process_links.setdefault(pid, []).extend(self._multi_links[before:])
+        del self._multi_links[before:]
+        return failed
+
+    def detach_process(self, pid: int) -> None:
+        self._close_links(self._process_links.pop(pid, []))
+
+    def _close_links(self, links: list[int]) -> None:
+        """The kernel waits for each until nobody runs its probes any more, some 40 ms: so they wait side by side."""
+        self._closing = [thread for thread in self._closing if thread.is_alive()]
+        while links:
+            thread = threading.Thread(target=os.close, args=(links.pop(),))
+            thread.start()
+            self._closing.append(thread)
+
     def _attach_point(self, point: AttachPoint, pid: int) -> None:
         what = f"{point.function} in {point.path}"
         if self._modern:
-            entry = "enter_any" if isinstance(point.kind, CallKind) else "on_any"
-        else:
-            entry = entry_program(point.kind, point.count_arg)
+            for program, offsets, on_return in modern_probes(point):
+                for offset in offsets:
+                    self._attach_one(program, point, offset, pid, on_return=on_return, what=what)
+            return
+        if not works_bounded(point):
+            raise AttachError(f"{what}: following it needs Linux 5.17")
         if isinstance(point.kind, CallKind):
-            # The return first: a call entered in between is then simply not known, never left pending.
-            leave = "leave_loop" if self._modern else "leave_bounded"
-            self._attach_one(leave, point, pid, 0, returns=True, what=what)
-        self._attach_one(entry, point, pid, _cookie(point), returns=False, what=what)
+            self._attach_one("leave_bounded", point, point.file_offset, pid, on_return=True, what=what)
+        entry = entry_program(point.kind, point.count_arg)
+        self._attach_one(entry, point, point.file_offset, pid, on_return=False, what=what)
 
     def _attach_multi(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]] | None:
         """One link for all functions of a file with the same program: above all, one to wait for at the end.
@@ -254,63 +299,68 @@ class LibbpfLoader:
         """
         if not self._multi:
             return None
-        calls = [point for point in points if isinstance(point.kind, CallKind)]
-        lives = [point for point in points if not isinstance(point.kind, CallKind)]
-        failed: list[tuple[AttachPoint, str]] = []
-        for program, group, returns in (
-            ("leave_loop", calls, True),
-            ("enter_any", calls, False),
-            ("on_any", lives, False),
-        ):
-            if not group:
+        groups: dict[tuple[bool, str], list[tuple[int, int]]] = {}
+        for point in points:
+            for program, offsets, on_return in modern_probes(point):
+                groups.setdefault((on_return, program), []).extend((offset, cookie(point)) for offset in offsets)
+        links: list[int] = []
+        for (on_return, program), places in sorted(groups.items(), key=lambda group: _attach_order(group[0][1])):
+            fd = self._multi_link(program, points[0].path, places, pid, on_return=on_return)
+            if fd >= 0:
+                links.append(fd)
                 continue
-            number = self._multi_link(program, group, pid, returns=returns)
+            number = -fd
+            for link in links:
+                os.close(link)
             if number == errno.EINVAL and not self._multi_links:
                 self._multi = False
                 return None
             if number in (errno.EPERM, errno.EACCES):
-                raise PrivilegeError(f"not allowed to attach probes to {group[0].path}", hint="run as root")
-            if number and len(points) > 1:
-                # Find out which: one by one, each with its return.
+                raise PrivilegeError(f"not allowed to attach probes to {points[0].path}", hint="run as root")
+            if len(points) > 1:  # find out which: one by one, each with its return
                 return [failure for point in points for failure in self._attach_multi([point], pid) or []]
-            if number:
-                failed.append((group[0], f"{group[0].function} in {group[0].path}: {os.strerror(number)}"))
-        return failed
+            return [(points[0], f"{points[0].function} in {points[0].path}: {os.strerror(number)}")]
+        self._multi_links += links
+        return []
 
-    def _multi_link(self, program: str, points: Sequence[AttachPoint], pid: int, *, returns: bool) -> int:
-        """Attach, and keep the link.  Returns 0 or an errno."""
-        count = len(points)
-        offsets = (ctypes.c_uint64 * count)(*(point.file_offset for point in points))
-        cookies = (ctypes.c_uint64 * count)(*(_cookie(point) for point in points))
-        path = ctypes.create_string_buffer(os.fsencode(points[0].path))
+    def _multi_link(
+        self, program: str, path: str, places: Sequence[tuple[int, int]], pid: int, *, on_return: bool
+    ) -> int:
+        """Attach a program at offsets, each with its cookie.  Returns the link's descriptor, or a negative errno."""
+        count = len(places)
+        offsets = (ctypes.c_uint64 * count)(*(offset for offset, _ in places))
+        cookies = (ctypes.c_uint64 * count)(*(told for _, told in places))
+        name = ctypes.create_string_buffer(os.fsencode(path))
         request = _MultiLink(
             prog_fd=self._lib.bpf_program__fd(self._program(program)),
             attach_type=BPF_TRACE_UPROBE_MULTI,
-            path=ctypes.addressof(path),
+            path=ctypes.addressof(name),
             offsets=ctypes.addressof(offsets),
             cookies=ctypes.addressof(cookies),
             cnt=count,
-            multi_flags=BPF_F_UPROBE_MULTI_RETURN if returns else 0,
+            multi_flags=BPF_F_UPROBE_MULTI_RETURN if on_return else 0,
             pid=max(pid, 0),
         )
         fd = self._syscall(SYS_BPF[platform.machine()], BPF_LINK_CREATE, ctypes.byref(request), ctypes.sizeof(request))
-        if fd < 0:
-            return ctypes.get_errno()
-        self._multi_links.append(fd)
-        return 0
+        return int(fd) if fd >= 0 else -ctypes.get_errno()
 
-    def _attach_one(self, program: str, point: AttachPoint, pid: int, cookie: int, *, returns: bool, what: str) -> None:
-        options = _UprobeOptions(ctypes.sizeof(_UprobeOptions), 0, cookie, returns)
+    def _attach_one(
+        self, program: str, point: AttachPoint, offset: int, pid: int, *, on_return: bool, what: str
+    ) -> None:
+        options = _UprobeOptions(ctypes.sizeof(_UprobeOptions), 0, cookie(point) if self._modern else 0, on_return)
         self._keep_link(
             self._lib.bpf_program__attach_uprobe_opts(
-                self._program(program), pid, os.fsencode(point.path), point.file_offset, ctypes.byref(options)
+                self._program(program), pid, os.fsencode(point.path), offset, ctypes.byref(options)
             ),
             what,
         )
 
     def detach(self) -> None:
-        while self._multi_links:
-            os.close(self._multi_links.pop())
+        for pid in list(self._process_links):
+            self.detach_process(pid)
+        self._close_links(self._multi_links)
+        while self._closing:
+            self._closing.pop().join()
         while self._links:
             self._lib.bpf_link__destroy(self._links.pop())
 
@@ -350,9 +400,9 @@ class LibbpfLoader:
             self._object = None
 
 
-def _cookie(point: AttachPoint) -> int:
-    """What `enter_any` and `on_any` read to know which function they are on."""
-    return int(point.kind.value) | point.count_arg << 8
+def _attach_order(program: str) -> int:
+    """What runs at a return comes first, see `modern_probes`; but where time presses, what is handed out counts most."""
+    return 0 if program == "enter_bio" else 1 if program.startswith("leave_") else 2
 
 
 def _load_error(number: int, log: str) -> LoadError | PrivilegeError:

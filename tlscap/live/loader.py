@@ -10,7 +10,7 @@ import enum
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tlscap.errors import LoadError, UnsupportedError, UsageError
 
@@ -33,6 +33,25 @@ class CallKind(enum.Enum):
     ALPN = 13
     READ_INNER = 14
     WRITE_INNER = 15
+    HANDSHAKE_ZERO = 16
+    RECV_FLAGS = 17
+    RECV_PACKET = 18
+    FLUSH = 19
+    INIT = 20
+    ALPN_DATUM = 21
+    ALPN_TEXT = 22
+    BIO_READ = 23
+    BIO_WRITE = 24
+    GO_READ = 25
+    GO_WRITE = 26
+    GO_CLIENT = 27
+    GO_SERVER = 28
+    BIO_WRITEV = 29
+    RUSTLS_WRITE = 30
+    RUSTLS_READ = 31
+    RUSTLS_SEND = 32
+    RUSTLS_START = 33
+    RUSTLS_END = 34
 
 
 class LifeKind(enum.Enum):
@@ -45,6 +64,11 @@ class LifeKind(enum.Enum):
     FREE = 5
     CLEAR = 6
     LIBRARIES = 7
+    NAME = 8
+    ROLE = 9
+    GO_FREE = 10
+    CALLBACKS = 11
+    CALLBACK_VECTOR = 12
 
 
 class Filter(enum.IntFlag):
@@ -77,7 +101,10 @@ class AttachPoint:
 
     ``file_offset`` is where the instruction lies in the file (libbpf wants that), ``vaddr`` where the file
     is linked to (BCC wants that).  ``kind`` says what the function does; ``count_arg`` is the position,
-    from 1, of the argument that points to the byte count, or 0.
+    from 1, of the argument that points to the byte count or (`LifeKind.NAME`) to a name, or 0; ``length_arg`` that of
+    the name's length, 0 when a zero ends it.  ``returns`` are the places in the file of the function's return instructions: where it
+    must not have a return probe.  ``stack`` says that arguments and results are on the stack (Go before 1.17),
+    ``indirect`` that the first one points to a pointer to the connection.
     """
 
     path: str
@@ -86,6 +113,14 @@ class AttachPoint:
     vaddr: int
     file_offset: int
     count_arg: int = 0
+    length_arg: int = 0
+    returns: tuple[int, ...] = ()
+    stack: bool = False
+    indirect: bool = False
+    identity: int = 0
+    """Where in the connection, in bytes, a pointer is that stays the same when it moves in memory (rustls); 0: none is known."""
+    unproven: bool = False
+    """Found by a signature: its calls are believed once they handled a TLS record."""
     site: str = ""
     """Which instruction was taken and what it costs, for people."""
 
@@ -110,7 +145,32 @@ def is_data(point: AttachPoint) -> bool:
         CallKind.WRITE_EX,
         CallKind.READ_INNER,
         CallKind.WRITE_INNER,
+        CallKind.RECV_FLAGS,
+        CallKind.GO_READ,
+        CallKind.GO_WRITE,
+        CallKind.RUSTLS_WRITE,
+        CallKind.RUSTLS_READ,
     }
+
+
+def describe_returns(point: AttachPoint) -> str:
+    """How many return instructions have a probe, for people; nothing where a return probe does."""
+    count = len(point.returns)
+    return f", {count} return{'' if count == 1 else 's'}" if count else ""
+
+
+def cookie(point: AttachPoint) -> int:
+    """What the probe of a function is told with each hit: ``COOKIE_KIND`` and its neighbours in bpf/tlscap.bpf.c."""
+    return (
+        int(point.kind.value)
+        | point.count_arg << 8
+        | point.length_arg << 12
+        | point.stack << 16
+        | point.indirect << 17
+        | bool(point.returns) << 18
+        | point.unproven << 19
+        | point.identity << 32
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +208,15 @@ class Loader(Protocol):
         Returns those that could not be attached, and why; they are not half attached.
         """
 
+    def attach_process(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
+        """The same for functions of any files and one process, until `detach_process`.
+
+        A loader that can't tell processes apart attaches to none, and says so.
+        """
+
+    def detach_process(self, pid: int) -> None:
+        """Remove what `attach_process` put in place."""
+
     def detach(self) -> None:
         """Remove every probe; the maps stay readable."""
 
@@ -176,13 +245,73 @@ _OTHER_NAMES = {
 """Programs that are not called as what they are for."""
 
 
+class Probe(NamedTuple):
+    """A program on instructions of a file; ``on_return`` where the function's return address is diverted instead."""
+
+    program: str
+    offsets: tuple[int, ...]
+    on_return: bool = False
+
+
+def modern_probes(point: AttachPoint) -> list[Probe]:
+    """The probes of a function with the programs for Linux 5.17 and newer.
+
+    What runs when it returns comes first: a call entered in between is then simply not known, never left pending.
+    """
+    here = (point.file_offset,)
+    match point.kind:
+        case LifeKind.GO_FREE:
+            return [Probe("on_go_free", here)]
+        case LifeKind():
+            return [Probe("on_any", here)]
+        case CallKind.BIO_WRITE | CallKind.BIO_WRITEV:
+            return [Probe("enter_bio", here)]
+        case CallKind.BIO_READ:
+            leave = Probe("leave_bio", point.returns) if point.returns else Probe("leave_bio", here, on_return=True)
+            return [leave, Probe("enter_bio", here)]
+        case CallKind.GO_READ | CallKind.GO_WRITE:
+            return [Probe("leave_go_data", point.returns), Probe("enter_go", here)]
+        case CallKind.GO_CLIENT | CallKind.GO_SERVER:
+            return [Probe("leave_go_handshake", point.returns), Probe("enter_go", here)]
+        case CallKind.RUSTLS_WRITE | CallKind.RUSTLS_SEND:
+            return [Probe("leave_rustls", point.returns), Probe("enter_rustls", here)]
+        case CallKind.RUSTLS_READ | CallKind.RUSTLS_START | CallKind.RUSTLS_END:
+            return [Probe("on_rustls", here)]
+    if point.returns:
+        return [Probe("leave_loop", point.returns), Probe("enter_any", here)]
+    return [Probe("leave_loop", here, on_return=True), Probe("enter_any", here)]
+
+
+NEED_COOKIES = frozenset(
+    {
+        CallKind.BIO_READ, CallKind.BIO_WRITE, CallKind.BIO_WRITEV,
+        CallKind.GO_READ, CallKind.GO_WRITE, CallKind.GO_CLIENT, CallKind.GO_SERVER,
+        CallKind.RUSTLS_WRITE, CallKind.RUSTLS_READ, CallKind.RUSTLS_SEND, CallKind.RUSTLS_START, CallKind.RUSTLS_END,
+    }
+)  # fmt: skip
+"""What only the programs for Linux 5.17 and newer can follow."""
+NEED_COOKIES_TOO = frozenset({LifeKind.GO_FREE, LifeKind.CALLBACKS, LifeKind.CALLBACK_VECTOR})
+"""A set of its own: kinds of both sorts are equal when their numbers are."""
+
+
+def works_bounded(point: AttachPoint) -> bool:
+    """Whether the programs for older kernels know what to do with a function."""
+    needing = NEED_COOKIES_TOO if isinstance(point.kind, LifeKind) else NEED_COOKIES
+    return point.kind not in needing and not point.returns
+
+
+def for_older_kernels(points: Sequence[AttachPoint]) -> list[AttachPoint]:
+    """Without what only helps: functions that move data stay, so that it is said when they can't be followed."""
+    return [point for point in points if works_bounded(point) or is_data(point)]
+
+
 def entry_program(kind: CallKind | LifeKind, count_arg: int) -> str:
     """The program for a function's entry: without attach cookies there is one for each kind.
 
     Kinds of both sorts must not be keys of one dictionary: `CallKind.READ` equals `LifeKind.CONNECT_STATE`.
     """
     if isinstance(kind, LifeKind):
-        return f"on_{kind.name.lower()}"
+        return f"on_name{count_arg}" if kind is LifeKind.NAME else f"on_{kind.name.lower()}"
     return _OTHER_NAMES.get((kind, count_arg)) or f"enter_{kind.name.lower()}"
 
 

@@ -38,13 +38,14 @@ from tlscap.errors import (
     PrivilegeError,
     TargetError,
 )
-from tlscap.live import targets
+from tlscap.live import signatures, targets
 from tlscap.live._ring import Ring
 from tlscap.live.children import Gate, Signals, fork_child, nice, reap
-from tlscap.live.loader import Counter, Filter, Loader, ResolvedLibrary, Settings, open_loader
+from tlscap.live.diagnosis import Finding
+from tlscap.live.loader import CallKind, Counter, Filter, Loader, ResolvedLibrary, Settings, open_loader
 from tlscap.live.output import DirectFile
 from tlscap.live.privileges import acting_as, drop
-from tlscap.live.probes import Probes, own_linker
+from tlscap.live.probes import Probes, is_carrier, own_linker
 from tlscap.live.spool import (
     APPEND,
     FINISH,
@@ -59,7 +60,7 @@ from tlscap.live.targets import User
 DEFAULT_RING = 64 << 20
 CONNECTION = struct.Struct("=QQQQIIII")  # struct connection: id, bytes[2], handshake start, calls, flags, pid, pad
 CONNECTION_KEY = struct.Struct("=QII")  # struct connection_key: ssl, pid, incarnation
-PROCESS_VALUE = struct.Struct("=QII")  # struct process: start_ns, incarnation, traced
+PROCESS_VALUE = struct.Struct("=QII")  # struct process: start_ns, incarnation, flags
 LEDGERS_PER_MESSAGE = 1000
 TICK_S = 0.1
 COLLECT_S = 1.0
@@ -83,6 +84,8 @@ class Request:
     everything: bool = False
     libraries: tuple[str, ...] = ()
     by_hand: tuple[str, ...] = ()
+    go_symbols: str = ""
+    signatures: str = ""
     pcapng: str | None = None
     """Path of the pcapng, ``-`` for standard output, or None."""
     sidecar: str | None = None
@@ -126,6 +129,8 @@ class Status:
     finishing: bool = False
     files: list[str] = field(default_factory=list)
     """What was written and kept."""
+    findings: list[Finding] = field(default_factory=list)
+    """When no call was seen: what the targets' files hold that can't be hooked."""
 
 
 class Display(Protocol):
@@ -172,16 +177,26 @@ class Session:
         for pid in request.pids:
             if not targets.exists(pid):
                 raise TargetError(f"there is no process {pid}")
+        if request.signatures:
+            signatures.load(request.signatures)
+        if request.go_symbols and not os.access(request.go_symbols, os.R_OK):
+            raise TargetError(f"{request.go_symbols}: not a file that can be read")
         if request.command:
             _check_command(request.command[0])
         gate = Gate(request.command, self._user) if request.command else None
         try:
             with self._signals, contextlib.ExitStack() as stack:
                 part = self._open_part()
-                probes = Probes(only_pids=() if self._watches else request.pids)
+                probes = Probes(
+                    only_pids=() if self._watches else request.pids,
+                    go_symbols=request.go_symbols,
+                    signatures=request.signatures,
+                )
                 loader = self._load(self._settings(gate), probes)
                 stack.callback(loader.close)
                 self._attach(loader, probes)
+                if gate and any(is_carrier(path) for path in self._first_files):
+                    probes.join(gate.pid)
                 for number in self._signals.take():
                     raise InterruptedRecordingError("interrupted before anything was recorded", number=number)
                 self._status.attached_s = _since_process_start()
@@ -190,6 +205,8 @@ class Session:
                 self._status.notes = probes.notes
                 if gate:
                     gate.open()
+                if self._watches:
+                    probes.warm_up()
                 self._display.started(self._status)
                 self._watch(loader, probes, session, gate)
                 self._finish(loader, probes, session)
@@ -270,7 +287,7 @@ class Session:
         for pid in request.pids:
             files += [file.path for file in targets.mapped_files(pid)]
         if request.command or request.comms or request.uids or request.cgroups or request.everything or request.follow:
-            files += targets.system_libraries()
+            files += targets.system_libraries() + targets.known_programs()
         return list(dict.fromkeys(files))
 
     def _attach(self, loader: Loader, probes: Probes) -> None:
@@ -284,6 +301,8 @@ class Session:
         if self._watches and (linker := own_linker()):
             probes.watch_linker(linker)
         probes.attach_all(self._first_files)
+        for pid in request.pids:
+            probes.look_at(pid)
         if request.comms or request.uids or request.cgroups or request.everything:
             for pid in targets.all_pids():
                 probes.look_at(pid)
@@ -520,12 +539,19 @@ class Session:
         self._stop_reason = "command ended"
 
     def _hear_recorder(self, loader: Loader, probes: Probes, session: Channel) -> None:
+        mapped: dict[int, Any] = {}
         while (message := session.receive(0)) is not None:
             if not message:
                 self._stop_reason = self._stop_reason or "the recorder process is gone"
                 self._status.errors.append("the recorder process ended unexpectedly")
                 return
-            self._on_recorder(parse(message), loader, probes, session)
+            told = parse(message)
+            if "mapped" in told:
+                mapped[told["mapped"]] = told  # many at a time: one look at the process answers all
+            else:
+                self._on_recorder(told, loader, probes, session)
+        for told in mapped.values():
+            self._on_recorder(told, loader, probes, session)
 
     def _on_recorder(self, told: Any, loader: Loader, probes: Probes, session: Channel) -> None:
         match told:
@@ -546,8 +572,16 @@ class Session:
                         self._display.probed(found)
                 except (CaptureError, OSError) as error:
                     self._status.notes.append(str(error))
+            case {"unjoined": int(pid)} if not self._stop_reason:
+                try:
+                    probes.join(pid)
+                except (CaptureError, OSError) as error:
+                    self._status.notes.append(str(error))
+            case {"callback": int(pid), "address": int(address), "kind": int(kind)} if not self._stop_reason:
+                probes.remember_callback(pid, address, CallKind(kind))
             case {"exited": int(pid)}:
                 self._exited.add(pid)
+                probes.forget(pid)
             case {"size": int(size), "part": int(part)} if part == self._part_number:
                 self._status.sidecar_size = size
             case {"error": str(text)}:
@@ -648,6 +682,8 @@ class Session:
             self._on_recorder(parse(message), loader, probes, session)
         for view in self._views:
             view.close()
+        if not status.counters[Counter.CALLS]:
+            status.findings = probes.diagnose()
         self._drop_old_parts()
         status.files = [path for view in self._views for path in view.part.paths]
 

@@ -8,18 +8,30 @@ with what was disassembled.  The folder must belong to root and be writable by n
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 from tlscap.live.loader import AttachPoint, CallKind, LifeKind, ResolvedLibrary
 
 FOLDER = "/var/cache/tlscap"
-VERSION = 1
-"""Raised whenever the way sites are chosen changes."""
+CHOOSERS = (
+    "catalogue.py",
+    "golang.py",
+    "methods.py",
+    "returns.py",
+    "rust.py",
+    "signatures.py",
+    "signatures.toml",
+    "sites.py",
+)
+"""The modules that choose sites: what was chosen by others is not believed."""
 CODE_SIZE = 16
 
 
@@ -29,6 +41,7 @@ class SiteCache:
     def __init__(self, folder: str = FOLDER) -> None:
         self._folder = folder
         self._usable = os.geteuid() == 0 and self._prepare()
+        self._version = _version()
 
     def _prepare(self) -> bool:
         try:
@@ -46,14 +59,14 @@ class SiteCache:
             status = os.stat(path)
             with open(self._entry(status, flavors), encoding="utf-8") as file:
                 entry = json.load(file)
-            if entry["version"] != VERSION or entry["file"] != _identity(status):
+            if entry["version"] != self._version or entry["file"] != _identity(status):
                 return None
             with open(path, "rb") as code:
                 for point in entry["points"]:
                     if os.pread(code.fileno(), CODE_SIZE, point["file_offset"]).hex() != point["code"]:
                         return None
             return _from_entry(path, entry)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def put(self, path: str, flavors: str, library: ResolvedLibrary) -> None:
@@ -66,8 +79,14 @@ class SiteCache:
                     {
                         "function": point.function,
                         "life": isinstance(point.kind, LifeKind),
-                        "kind": point.kind.value,
+                        "kind": point.kind.name,  # numbers may come to mean something else
                         "count_arg": point.count_arg,
+                        "length_arg": point.length_arg,
+                        "returns": point.returns,
+                        "stack": point.stack,
+                        "indirect": point.indirect,
+                        "identity": point.identity,
+                        "unproven": point.unproven,
                         "vaddr": point.vaddr,
                         "file_offset": point.file_offset,
                         "site": point.site,
@@ -76,7 +95,7 @@ class SiteCache:
                     for point in library.points
                 ]
             entry = {
-                "version": VERSION,
+                "version": self._version,
                 "file": _identity(status),
                 "build_id": library.build_id,
                 "flavor": library.flavor,
@@ -92,6 +111,14 @@ class SiteCache:
         return os.path.join(self._folder, f"{status.st_dev:x}-{status.st_ino:x}-{flavors}.json")
 
 
+@functools.cache
+def _version() -> str:
+    """Changes with every change of the modules that choose."""
+    folder = resources.files("tlscap.live")
+    text = b"".join(folder.joinpath(name).read_bytes() for name in CHOOSERS)
+    return hashlib.sha256(text + os.uname().release.encode()).hexdigest()[:16]
+
+
 def _identity(status: os.stat_result) -> list[int]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
@@ -101,8 +128,14 @@ def _from_entry(path: str, entry: Mapping[str, Any]) -> ResolvedLibrary:
         AttachPoint(
             path=path,
             function=str(point["function"]),
-            kind=LifeKind(point["kind"]) if point["life"] else CallKind(point["kind"]),
+            kind=LifeKind[point["kind"]] if point["life"] else CallKind[point["kind"]],
             count_arg=int(point["count_arg"]),
+            length_arg=int(point["length_arg"]),
+            returns=tuple(int(offset) for offset in point["returns"]),
+            stack=bool(point["stack"]),
+            indirect=bool(point["indirect"]),
+            identity=int(point["identity"]),
+            unproven=bool(point["unproven"]),
             vaddr=int(point["vaddr"]),
             file_offset=int(point["file_offset"]),
             site=str(point["site"]),

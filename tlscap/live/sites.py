@@ -14,17 +14,21 @@ exported functions, decoded independently, call it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import os
 import platform
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tlscap.errors import AttachError, CaptureError, TargetError, UnsupportedError
-from tlscap.live.catalogue import BY_NAME, FLAVORS, Flavor, Function, Funnel
-from tlscap.live.loader import AttachPoint, ResolvedLibrary
+from tlscap.live.catalogue import BY_NAME, FLAVORS, Flavor, Function, Funnel, MethodTable
+from tlscap.live.loader import AttachPoint, CallKind, LifeKind, ResolvedLibrary
+from tlscap.live.methods import find_methods
+from tlscap.live.returns import return_probes_are_safe, return_sites
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 ELF_MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, shndx, value, size
 _NOTE = struct.Struct("<III")  # Elf64_Nhdr: length of name, length of content, type; name and content follow
+_UNWIND_FORM = b"\x01\x1b\x03\x3b"  # version 1; pointer: pcrel sdata4; count: udata4; table: datarel sdata4
 _SECTION_HEADER, _PROGRAM_HEADER = 64, 56
 PN_XNUM = 0xFFFF  # the number of program headers stands elsewhere: never so in what is linked
 STT_FUNC, STT_GNU_IFUNC = 2, 10
@@ -41,6 +46,23 @@ EMULATED = frozenset({"push", "nop", "jmp", "call"})
 STACK_COUNT_ARGS = {"rcx": 4, "r8": 5}
 """Where SSL_read and SSL_write pass the address of their count, by position (System V AMD64 ABI)."""
 MAX_FUNCTION = 4096
+MAX_STEPS = 5
+"""So many instructions of a function are stepped over for a cheaper one."""
+SPARE_REGISTERS = frozenset(
+    {"rax", "eax", "al", "r10", "r10d", "r11", "r11d", "rbx", "ebx", "r12", "r13", "r14", "r15"}
+)
+"""Those that hold no argument (System V AMD64 ABI)."""
+ENTRY_ONLY = frozenset({CallKind.BIO_WRITE, CallKind.BIO_WRITEV})
+"""Calls of which the return does not matter."""
+GO_METHODS: Mapping[str, CallKind | LifeKind] = {
+    "Read": CallKind.GO_READ,
+    "Write": CallKind.GO_WRITE,
+    "clientHandshake": CallKind.GO_CLIENT,
+    "serverHandshake": CallKind.GO_SERVER,
+    "Close": LifeKind.GO_FREE,
+}
+GO_THREAD_STORAGE = -8
+"""Where the goroutine is, from the thread's storage: bpf/golang.h looks there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +167,39 @@ class Image:
                 return int(vaddr - start + offset)
         raise AttachError(f"{self.path}: {vaddr:#x} is not inside an executable segment")
 
+    def is_code(self, vaddr: int) -> bool:
+        return any(start <= vaddr < start + size for start, _, size in self._segments)
+
+    def functions(self) -> list[tuple[int, int]]:
+        """Start and size of every function, in order, as the unwind table has them: without any symbols.
+
+        From ``.eh_frame_hdr`` (Linux Standard Base 5.0, 10.6.2), in the one form that linkers write.  The size reaches to the next one,
+        that of the last to the end of its segment.
+        """
+        with _parsing(self.path):
+            section: Any = self.elf.get_section_by_name(".eh_frame_hdr") if self._sections else None
+            table = self._section(".eh_frame_hdr")
+        if len(table) < 12 or table[:4] != _UNWIND_FORM:
+            return []
+        count = min(int.from_bytes(table[8:12], "little"), (len(table) - 12) // 8)
+        base = section["sh_addr"]
+        starts = [base + offset for offset, _ in struct.iter_unpack("<ii", table[12 : 12 + 8 * count])]
+        ends = [start + size for start, _, size in self._segments if starts and start <= starts[-1] < start + size]
+        return [(start, end - start) for start, end in itertools.pairwise([*starts, *ends]) if end > start]
+
+    def address(self, offset: int) -> int:
+        """The virtual address of a place in the file.  Raises `AttachError` outside executable segments."""
+        for start, begin, size in self._segments:
+            if begin <= offset < begin + size:
+                return int(offset - begin + start)
+        raise AttachError(f"{self.path}: offset {offset:#x} is not inside an executable segment")
+
+    def text(self) -> Iterator[tuple[int, bytes]]:
+        """Address and content of each executable segment."""
+        for start, offset, size in self._segments:
+            self._file.seek(offset)
+            yield start, bytes(self._file.read(size))
+
     def code(self, vaddr: int, size: int) -> bytes:
         offset = self.file_offset(vaddr)
         self._file.seek(offset)
@@ -164,6 +219,24 @@ def _name_offsets(text: bytes, names: frozenset[str]) -> Iterator[tuple[int, str
             at = text.find(pattern, at + 1)
 
 
+def _joined(image: Image, parts: Sequence[ResolvedLibrary]) -> ResolvedLibrary:
+    """Several libraries in one file."""
+    return ResolvedLibrary(
+        image.path,
+        image.build_id,
+        "+".join(part.flavor for part in parts),
+        tuple(point for part in parts for point in part.points),
+        tuple(note for part in parts for note in part.notes),
+    )
+
+
+def _leaves_intact(mnemonic: str, operands: str) -> bool:
+    """Whether an instruction at a function's entry changes neither its arguments nor the stack."""
+    if mnemonic in ("endbr64", "test", "cmp"):
+        return True
+    return mnemonic in ("mov", "movsxd", "movzx", "lea", "xor") and operands.partition(", ")[0] in SPARE_REGISTERS
+
+
 def _disassembler() -> Any:
     import capstone  # noqa: PLC0415
 
@@ -175,9 +248,21 @@ def _disassembler() -> Any:
 class Resolver:
     """Finds the attach points of files.  Keeps the disassembler."""
 
-    def __init__(self) -> None:
-        self._cs = _disassembler()
+    def __init__(self, go_symbols: str = "", signatures: str = "") -> None:
+        """``go_symbols`` is a copy of a Go program with its symbols: for the one that has the same build id.
+
+        ``signatures`` is a file of rules to find functions by, which go before the built-in ones.
+        """
+        self.go_symbols = go_symbols
+        self.signatures = signatures
+        self.at_returns = not return_probes_are_safe()
+        """Probe return instructions: return probes could kill targets here."""
         self._x86 = platform.machine() == "x86_64"
+
+    @functools.cached_property
+    def _cs(self) -> Any:
+        """Imported when it is needed: it takes longer than everything else."""
+        return _disassembler()
 
     def resolve(self, path: str, flavors: Sequence[Flavor] = FLAVORS) -> ResolvedLibrary:
         """All attach points of a library or executable.
@@ -186,10 +271,23 @@ class Resolver:
         another machine.
         """
         image = Image(path)
+        found: dict[str, ResolvedLibrary] = {}
         for flavor in flavors:
-            symbols = image.symbols(frozenset(f.name for f in flavor.functions))
-            if all(any(name in symbols for name in group) for group in flavor.needs):
-                return self._resolve_flavor(image, flavor, symbols)
+            family = flavor.family or flavor.name
+            names = {function.name for function in flavor.functions} | {
+                name for group in flavor.needs for name in group
+            }
+            symbols = {} if family in found else image.symbols(frozenset(names))
+            if symbols and all(any(name in symbols for name in group) for group in flavor.needs):
+                found[family] = self._resolve_flavor(image, flavor, symbols)
+        if flavors is FLAVORS and (go := self._resolve_go(image)):
+            found["go"] = go
+        if flavors is FLAVORS and (rustls := self._resolve_rustls(image)):
+            found["rustls"] = rustls
+        if not found and self._x86:
+            found = self._resolve_by_signature(image, flavors)
+        if found:
+            return _joined(image, list(found.values()))
         raise TargetError(
             f"{path} has no TLS functions that tlscap knows by name",
             hint="name them by address with --probe FUNCTION:PATH+OFFSET",
@@ -209,6 +307,75 @@ class Resolver:
         point = self._entry(image, row, vaddr)
         return ResolvedLibrary(path, image.build_id, "by hand", (point,), ())
 
+    def _resolve_by_signature(self, image: Image, flavors: Sequence[Flavor]) -> dict[str, ResolvedLibrary]:
+        """The same in a file without symbols, by what the functions do.  Their calls are believed when they handled a TLS record."""
+        from tlscap.live import signatures  # noqa: PLC0415 - it builds on this module
+
+        found = {}
+        own = signatures.load(self.signatures) if self.signatures else ()
+        for match in signatures.find_functions(image, (*own, *signatures.built_in())):
+            wanted = flavors if flavors is not FLAVORS else [one for one in flavors if one.name == match.library]
+            notes = list(match.notes)
+            points = []
+            for row in (row for flavor in wanted for row in flavor.functions if row.name in match.functions):
+                place = match.functions[row.name]
+                try:
+                    point = self._entry(image, row, place.vaddr)
+                except AttachError as error:
+                    notes.append(str(error))
+                    continue
+                points.append(replace(point, unproven=True, site=f"{point.site}; {place.evidence}"))
+            if points:
+                found[match.library] = ResolvedLibrary(
+                    image.path, image.build_id, f"{match.library}, by signature", tuple(points), tuple(notes)
+                )
+        return found
+
+    def _resolve_go(self, image: Image) -> ResolvedLibrary | None:
+        """The functions of Go's crypto/tls and its copies; None when the file has none."""
+        from tlscap.live import golang  # noqa: PLC0415 - it builds on this module
+
+        if not golang.is_go(image):
+            return None
+        symbols = Image(self.go_symbols) if self.go_symbols else None
+        if symbols and golang.go_build_id(symbols) != golang.go_build_id(image):
+            symbols = None  # of another program
+        try:
+            binary = golang.analyse(image, symbols=symbols)
+        except UnsupportedError as error:
+            return ResolvedLibrary(image.path, "", "go", (), (str(error),))
+        points = tuple(
+            AttachPoint(
+                path=image.path,
+                function=function.name,
+                kind=GO_METHODS[function.method],
+                vaddr=function.site_vaddr,
+                file_offset=image.file_offset(function.site_vaddr),
+                returns=tuple(image.file_offset(vaddr) for vaddr in function.returns),
+                stack=function.abi is golang.Abi.STACK,
+                indirect=function.receiver == "UConn",
+                site=function.site,
+            )
+            for function in binary.functions
+            if function.method in GO_METHODS
+            and (function.abi is golang.Abi.REGISTER or function.g_offset == GO_THREAD_STORAGE)
+        )
+        notes = list(binary.notes)
+        if binary.functions and not points:
+            notes.append(f"{image.path}: where this version of Go keeps the goroutine is not known")
+        return ResolvedLibrary(image.path, binary.build_id, "go", points, tuple(notes)) if binary.functions else None
+
+    def _resolve_rustls(self, image: Image) -> ResolvedLibrary | None:
+        """The functions of rustls; None when the file has none by name."""
+        from tlscap.live import rust  # noqa: PLC0415 - it builds on this module
+
+        return rust.resolve(self, image) if self._x86 else None
+
+    def callback(self, path: str, offset: int, kind: CallKind) -> AttachPoint:
+        """A function that a program gave to a library, by where in the file it begins."""
+        image = Image(path)
+        return self._entry(image, Function(f"the function at {offset:#x}", kind), image.address(offset))
+
     def _resolve_flavor(self, image: Image, flavor: Flavor, symbols: Mapping[str, Symbol]) -> ResolvedLibrary:
         points: list[AttachPoint] = []
         notes: list[str] = []
@@ -219,6 +386,11 @@ class Resolver:
                 covered.update(funnel.covers)
             except AttachError as error:
                 notes.append(f"{funnel.name}: {error}; the exported functions are probed instead")
+        if flavor.table:
+            try:
+                points += self._methods(image, flavor.table)
+            except AttachError as error:
+                notes.append(str(error))
         for row in flavor.functions:
             if row.name not in symbols or row.name in covered or (row.unless and row.unless in symbols):
                 continue
@@ -234,18 +406,34 @@ class Resolver:
         if not code:
             raise AttachError(f"{row.name} in {image.path}: no instruction at {vaddr:#x}")
         site, mnemonic = vaddr, code[0][2]
-        if self._x86 and mnemonic == "endbr64" and len(code) > 1 and self._emulated(code[1][2]):
-            site, mnemonic = code[1][0], code[1][2]
+        for address, _, name, operands in code[:MAX_STEPS] if self._x86 else ():
+            if self._emulated(name):
+                site, mnemonic = address, name
+                break
+            if not _leaves_intact(name, operands):
+                break
+        returns: tuple[int, ...] = ()
+        if self.at_returns and isinstance(row.kind, CallKind) and row.kind not in ENTRY_ONLY:
+            returns = tuple(map(image.file_offset, return_sites(image, vaddr, self._cs)))
         cost = "emulated" if self._emulated(mnemonic) else "single-stepped"
         return AttachPoint(
             path=image.path,
             function=row.name,
             kind=row.kind,
             count_arg=row.count_arg,
+            length_arg=row.length_arg,
             vaddr=site,
             file_offset=image.file_offset(site),
+            returns=returns,
             site=f"{row.name}+{site - vaddr} {mnemonic}, {cost}",
         )
+
+    def _methods(self, image: Image, table: MethodTable) -> list[AttachPoint]:
+        """The functions that a structure of pointers names.  Raises `AttachError` unless there is exactly one such structure."""
+        if not self._x86:
+            raise AttachError(f"{table.name} is only looked for on x86-64")
+        found = find_methods(image, table, self._cs)
+        return [self._entry(image, row, found[place]) for place, row in table.functions]
 
     def _emulated(self, mnemonic: str) -> bool:
         if not self._x86:

@@ -35,7 +35,16 @@ MAX_SAMPLE = 20 << 10
 """More than any sample takes: a buffer with less room than this is full."""
 CARRIED = frozenset({decode.SAMPLE_OPEN, decode.SAMPLE_ADDRESS, decode.SAMPLE_HANDSHAKE, decode.SAMPLE_NAME})
 """What a file that continues another repeats of connections that are still open."""
-NOTICES = 1 << decode.SAMPLE_PROCESS | 1 << decode.SAMPLE_MAPPED | 1 << decode.SAMPLE_EXIT
+NOTICES = sum(
+    1 << kind
+    for kind in (
+        decode.SAMPLE_PROCESS,
+        decode.SAMPLE_MAPPED,
+        decode.SAMPLE_EXIT,
+        decode.SAMPLE_UNJOINED,
+        decode.SAMPLE_CALLBACK,
+    )
+)
 """Sample types that the session is told of at once."""
 MAX_NOTICES = 512
 """How many a call of `Ring.drain` reports at most."""
@@ -295,6 +304,10 @@ class Spooler:
                     )
                 case decode.ExitEvent():
                     self._session.tell(exited=event.pid)
+                case decode.UnjoinedEvent():
+                    self._session.tell(unjoined=event.pid)
+                case decode.CallbackEvent():
+                    self._session.tell(callback=event.pid, address=event.address, kind=event.kind)
 
     def _size(self, at: int) -> int:
         return int.from_bytes(self._buffer[at + 4 : at + 8], "little") + 7 & ~7

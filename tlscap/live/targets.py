@@ -7,20 +7,23 @@ end at any moment: whatever can't be read any more is simply absent from the ans
 from __future__ import annotations
 
 import contextlib
-import mmap
+import functools
 import os
 import pwd
 import re
 import shutil
+import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from tlscap.errors import TargetError, UsageError
 
-_MAPS_LINE = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ..x. [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (\d+)\s+(/.*)$")
-TLS_MARKERS = (b"\0SSL_write\0", b"\0SSL_write_ex\0")
-"""A file without one of these names has nothing to hook: a quick look before parsing."""
+SYSTEM_LIBRARIES = "libssl|libssl3|libgnutls|libwolfssl|libmbedtls"
+"""What processes that start later will most likely map."""
+PT_INTERP = b"\x03\0\0\0"
+PROGRAM_HEADER = 56  # Elf64_Phdr
+_MAPS_LINE = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) ..x. ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)\s+(/.*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def mapped_files(pid: int) -> list[MappedFile]:
-    """Executable mappings of files, each file once; TLS libraries by their name come first."""
+def mapped_files(pid: int, known: Collection[tuple[int, int]] = ()) -> list[MappedFile]:
+    """Executable mappings of files, each file once; TLS libraries by their name come first.
+
+    Where a file can be opened is not looked up for those of which the device and inode are ``known``: they have no path.
+    """
     files: dict[tuple[int, int], MappedFile] = {}
     try:
         with open(f"/proc/{pid}/maps", "rb") as file:
@@ -109,21 +115,53 @@ def mapped_files(pid: int) -> list[MappedFile]:
         match = _MAPS_LINE.match(line)
         if not match:
             continue
-        region, major, minor, inode, raw = match.groups()
+        region, _, major, minor, inode, raw = match.groups()
         name = os.fsdecode(raw)
         identity = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
         if identity in files:
             continue
-        path = _openable(pid, name.removesuffix(" (deleted)"), region.decode(), identity[1])
-        if path:
+        path = "" if identity in known else _openable(pid, name.removesuffix(" (deleted)"), region.decode(), identity)
+        if path is not None:
             files[identity] = MappedFile(path, name, *identity)
     return sorted(files.values(), key=lambda file: "ssl" not in os.path.basename(file.name))
 
 
-def _openable(pid: int, name: str, region: str, inode: int) -> str | None:
-    """A path under which the mapped file itself, not a successor of the same name, can be opened."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a file an address of a process lies."""
+
+    path: str
+    offset: int
+
+
+def place_of(pid: int, address: int) -> Place | None:
+    """The place in a file of an address in executable memory; None when it is in no file, or the process is gone."""
     try:
-        if os.stat(name).st_ino == inode and os.readlink(f"/proc/{pid}/root") == "/":
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        match = _MAPS_LINE.match(line)
+        start, end = (int(part, 16) for part in match[1].split(b"-")) if match else (0, 0)
+        if match and start <= address < end:
+            name = os.fsdecode(match[6]).removesuffix(" (deleted)")
+            identity = os.makedev(int(match[3], 16), int(match[4], 16)), int(match[5])
+            path = _openable(pid, name, match[1].decode(), identity)
+            return Place(path, address - start + int(match[2], 16)) if path else None
+    return None
+
+
+def _openable(pid: int, name: str, region: str, identity: tuple[int, int]) -> str | None:
+    """A path under which the mapped file itself, not a successor of the same name, can be opened."""
+    inode = identity[1]
+    try:
+        status = os.stat(name)
+        # A name that leads to the same file is right, whatever the process calls it: a chroot's are shown as seen from here.
+        if (status.st_dev, status.st_ino) == identity:
+            return name
+        # Some file systems show another device number in maps than in stat.
+        if status.st_ino == inode and os.readlink(f"/proc/{pid}/root") == "/":
             return name
     except OSError:
         pass
@@ -143,27 +181,26 @@ def executable(pid: int) -> str:
         return ""
 
 
-def may_hold_tls(path: str) -> bool:
-    """Whether the bytes of a file contain the name of a TLS function at all."""
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < 4096 or file.read(4) != b"\x7fELF":
-                return False
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return any(data.find(marker) >= 0 for marker in TLS_MARKERS)
-    except (OSError, ValueError):
-        return False
-
-
-def system_libraries() -> list[str]:
-    """The TLS libraries the dynamic linker would find, from its cache."""
+@functools.cache
+def _linker_cache() -> str:
+    """What ``ldconfig -p`` prints."""
     tool = shutil.which("ldconfig", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if tool is None:
-        return []
-    listing = subprocess.run([tool, "-p"], capture_output=True, text=True, check=False, env={"LC_ALL": "C"}).stdout
-    found = re.findall(r"^\s+libssl\.so\S* \(.*x86-64.*|^\s+libssl\.so\S* \(.*AArch64.*", listing, re.MULTILINE)
+        return ""
+    return subprocess.run([tool, "-p"], capture_output=True, text=True, check=False, env={"LC_ALL": "C"}).stdout
+
+
+def system_libraries(names: str = SYSTEM_LIBRARIES) -> list[str]:
+    """The libraries that the dynamic linker would find, from its cache; ``names`` is a regular expression, without ``.so``."""
+    found = re.findall(rf"^\s+(?:{names})\.so\S* \(.*(?:x86-64|AArch64).*", _linker_cache(), re.MULTILINE)
     paths = (line.rpartition(" => ")[2].strip() for line in found)
     return list(dict.fromkeys(os.path.realpath(path) for path in paths if os.path.exists(path)))
+
+
+def known_programs() -> list[str]:
+    """Programs that carry their TLS library with them and are often started by others: there would be no time left then."""
+    found = (shutil.which(name) for name in ("node", "nodejs"))
+    return list(dict.fromkeys(os.path.realpath(path) for path in found if path))
 
 
 def command_files(command: str) -> Iterator[str]:
@@ -184,6 +221,29 @@ def command_files(command: str) -> Iterator[str]:
         if words and os.path.basename(words[0]) == "env":
             words = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
         path = shutil.which(words[0]) if words else None
+
+
+def interpreter(path: str) -> str | None:
+    """The dynamic linker that a 64-bit ELF program asks for (PT_INTERP), when it exists."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+            if head[:5] != b"\x7fELF\x02":
+                return None
+            at, size, count = int.from_bytes(head[32:40], "little"), *struct.unpack_from("<HH", head, 54)
+            if size != PROGRAM_HEADER:
+                return None
+            file.seek(at)
+            table = file.read(size * count)
+            for entry in range(0, len(table) - size + 1, size):
+                if table[entry : entry + 4] == PT_INTERP:
+                    start, _, _, length = struct.unpack_from("<4Q", table, entry + 8)
+                    file.seek(start)
+                    name = os.fsdecode(file.read(min(length, 4096)).rstrip(b"\0"))
+                    return os.path.realpath(name) if os.path.exists(name) else None
+    except (OSError, ValueError, OverflowError, struct.error):
+        pass
+    return None
 
 
 def cgroup_id(name: str) -> int:
