@@ -15,12 +15,15 @@ DEPENDENCIES := $(VENV)/.stamp-dependencies
 BUILT := $(VENV)/.stamp-built
 SOURCES := setup.py tlscap/live/_ring.c $(wildcard bpf/*)
 
-.PHONY: setup packages test lint demo bench clean help
+.PHONY: setup packages test-packages test lint demo bench clean help
 
 setup: $(BUILT) ## install what is needed and build tlscap into .venv (the default)
 
 packages: # quick when nothing is missing, so it is asked every time
 	@tools/install_packages.sh
+
+test-packages: packages
+	@tools/install_packages.sh test
 
 $(DEPENDENCIES): pyproject.toml tools/requirements.py | packages
 	$(PYTHON) -c 'import sys; sys.exit("tlscap needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
@@ -33,8 +36,8 @@ $(BUILT): $(DEPENDENCIES) $(SOURCES)
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	touch $@
 
-test: lint ## lint, type check, and run every test; as root the live tests, too (PYTEST="-k name" to choose)
-	$(BIN)/pytest $(PYTEST)
+test: lint test-packages ## lint, type check, and run every test; as root the live tests, too (PYTEST="-k name" to choose)
+	@tools/run_tests.sh $(BIN)/pytest $(PYTEST)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
@@ -44,7 +47,7 @@ lint: setup ## ruff and mypy
 demo: setup ## record real curl commands against a local nginx, and show what they said
 	@tools/demo.sh
 
-bench: setup ## measure throughput, latency and losses
+bench: setup test-packages ## measure throughput, latency and losses
 	$(BIN)/python tools/bench.py $(BENCH)
 
 clean: ## remove everything that was made here, the virtual environment included; Debian packages stay

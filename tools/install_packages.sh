@@ -1,18 +1,26 @@
 #!/bin/bash
-# Installs the Debian packages that building and testing need; says nothing when all are there.
+# Installs the Debian packages that building and the demo need, and with the argument `test` those of the tests, too.
+# Says nothing when all are there.
 set -euo pipefail
 
 packages=(
     clang llvm libbpf-dev libbpf1                     # the BPF object and its loader
     gcc libc6-dev python3 python3-venv python3-dev    # the ring reader, the virtual environment
-    python3-bpfcc                                     # the other loader; it compiles when it records
-    curl openssl nginx-light wrk nghttp2-client       # what is recorded in the demo and in the tests
-    nghttp2-server apache2-utils libnginx-mod-http-brotli-filter
-    tshark tcpdump zstd bpftool bsdextrautils         # what the tests judge by
-    iproute2 procps util-linux
+    curl openssl nginx-light                          # what is recorded in the demo
+    tshark zstd iproute2 procps util-linux            # what it is looked at with
 )
+if [[ ${1:-} == test ]]; then
+    packages+=(
+        python3-bpfcc                                 # the other loader; it compiles when it records
+        wrk nghttp2-client nghttp2-server             # what is recorded
+        apache2-utils libnginx-mod-http-brotli-filter
+        tcpdump bpftool bsdextrautils                 # what is judged by
+        libgnutls28-dev libnss3-dev libnspr4-dev      # TLS libraries, for programs that the tests compile
+        libwolfssl-dev libmbedtls-dev android-libboringssl
+    )
+fi
 if [[ -d /usr/share/doc/base-files ]] && command -v dpkg >/dev/null; then
-    packages+=("linux-headers-$(dpkg --print-architecture)")
+    [[ ${1:-} == test ]] && packages+=("linux-headers-$(dpkg --print-architecture)")
 else
     echo "tlscap: this is not Debian: install by hand what corresponds to: ${packages[*]}" >&2
     exit 0
