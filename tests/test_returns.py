@@ -26,6 +26,9 @@ SOURCE = """
     .size \\name, . - \\name
 .endm
 
+before_all:
+    ret
+
 function two            # returns in two places
     test %rdi, %rdi
     je 1f
@@ -66,14 +69,12 @@ function table          # a switch: the jump stays inside
 done table
 
 function nowhere        # jumps to where no function is known
-    jmp end_of_all
+    jmp before_all
 done nowhere
 
 function last
     ret
 done last
-end_of_all:
-    ret
 .section .note.GNU-stack,"",@progbits
 """
 

@@ -306,7 +306,8 @@ def _set_address(flow: Flow, event: AddressEvent) -> None:
     if event.family in (AF_INET, AF_INET6):
         size = 4 if event.family == AF_INET else 16
         flow.local = Endpoint(_address(event.local[:size]), event.local_port)
-        flow.remote = Endpoint(_address(event.remote[:size]), event.remote_port)
+        # A socket that is not connected says no peer: QUIC may serve several.
+        flow.remote = Endpoint(_address(event.remote[:size]), event.remote_port) if event.remote_port else None
         flow.tuple_source = TupleSource.CIPHERTEXT if event.by_ciphertext else TupleSource.SYSCALL
     if event.srtt_us:
         flow.srtt_us = event.srtt_us

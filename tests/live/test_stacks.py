@@ -19,7 +19,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -85,6 +85,18 @@ class Table:
         for line in lines:
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             terminalreporter.line("  ".join(cells).rstrip())
+        if document := os.environ.get("TLSCAP_STACKS_DOC"):
+            write_table(Path(document), lines)
+
+
+def write_table(document: Path, lines: Sequence[Sequence[str]]) -> None:
+    """Put the table into a document, between the comments that mark its place."""
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows.insert(1, "|" + "---|" * len(lines[0]))
+    before, mark, rest = document.read_text().partition("<!-- table: ")
+    comment, _, rest = rest.partition("\n")
+    after = rest[rest.index("<!-- end of the table -->") :]
+    document.write_text(before + mark + comment + "\n\n" + "\n".join(rows) + "\n\n" + after)
 
 
 @pytest.fixture(scope="session")

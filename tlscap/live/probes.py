@@ -172,7 +172,7 @@ class Probes:
                 identity = file.device, file.inode
                 if identity not in self.attached and len(self.unhooked) < MAX_UNHOOKED:
                     self.unhooked[identity] = file.path
-        linkers = [file.path for file in files if file.path and is_linker(file.name)]
+        linkers = [file.path for file in files if file.path and is_linker(file.name) and not self.only_pids]
         if [path for path in linkers if self.watch_linker(path)]:
             # While it was not watched yet, it went on mapping.
             files = targets.mapped_files(pid, self._tried)

@@ -58,7 +58,8 @@ def return_sites(image: Image, vaddr: int, disassembler: Any) -> tuple[int, ...]
             elif mnemonic.endswith("jmp") and "ptr" in operands:
                 raise AttachError(f"{image.path}: the function at {vaddr:#x} goes on at {address:#x} through a pointer")
             last = address + length
-        if image.code(last, 1)[:1] not in (b"", b"\xcc", b"\x90", b"\x66", b"\x0f") and last < end:
+        # Behind the last instruction there may be padding: the size reaches to the next function.
+        if last < end and image.code(last, 1)[:1] not in (b"\xcc", b"\x90", b"\x66", b"\x0f", b"\0"):
             raise AttachError(f"{image.path}: the function at {vaddr:#x} can't be decoded to its end")
     if not 0 < len(found) <= MAX_RETURNS:
         raise AttachError(f"{image.path}: the function at {vaddr:#x} returns in {len(found)} places")
