@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from live.go_programs import go_programs
 
 from tlscap.errors import CaptureError
+from tlscap.live import quicklook, signatures
 from tlscap.live.catalogue import FLAVORS, MARKERS
 from tlscap.live.quicklook import may_hold_tls
 from tlscap.live.sites import Resolver
@@ -297,3 +298,8 @@ def test_damaged(path: Path, changes: list[tuple[int, bytes]]) -> None:
     for at, value in changes:
         raw[at : at + len(value)] = value
     assert looks(path, bytes(raw)) in (True, False)
+
+
+def test_marks() -> None:
+    """The strings searched for are those that the built-in signatures go by."""
+    assert signatures.marks() == quicklook.MARKS

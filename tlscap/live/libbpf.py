@@ -13,7 +13,7 @@ import errno
 import os
 import platform
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 
 from tlscap.errors import AttachError, LoadError, PrivilegeError
@@ -40,11 +40,15 @@ SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
 KERNEL_WIDE = ("on_fork", "on_exec", "on_exit")
 """Programs on scheduler tracepoints."""
+ON_DEMAND = (
+    ("enter_go", "leave_go_data", "leave_go_handshake", "on_go_free"),
+    ("enter_rustls", "leave_rustls", "on_rustls"),
+)
+"""Groups of programs that are loaded when a file needs them: the kernel takes long to verify them."""
 MODERN = (
-    "enter_any", "leave_loop", "on_any", "enter_bio", "leave_bio",
-    "enter_go", "leave_go_data", "leave_go_handshake", "on_go_free",
-    "enter_rustls", "leave_rustls", "on_rustls",
-)  # fmt: skip
+    *("enter_any", "leave_loop", "on_any", "enter_bio", "leave_bio"),
+    *(program for group in ON_DEMAND for program in group),
+)
 """With attach cookies and bpf_loop these do what else takes one program for each kind of function, and more."""
 MODERN_MAPS = ("threads", "joining", "handed_out", "taken_in", "relays", "seen_callbacks")
 """The first is task storage (Linux 5.11); the others are only used together with it."""
@@ -107,6 +111,9 @@ def _library() -> ctypes.CDLL:
         ("bpf_program__attach", pointer, [pointer]),
         ("bpf_link__destroy", ctypes.c_int, [pointer]),
         ("bpf_object__find_map_by_name", pointer, [pointer, text]),
+        ("bpf_object__next_map", pointer, [pointer, pointer]),
+        ("bpf_map__name", text, [pointer]),
+        ("bpf_map__reuse_fd", ctypes.c_int, [pointer, ctypes.c_int]),
         ("bpf_map__fd", ctypes.c_int, [pointer]),
         ("bpf_map__set_autocreate", ctypes.c_int, [pointer, ctypes.c_bool]),
         ("bpf_map__set_max_entries", ctypes.c_int, [pointer, ctypes.c_uint32]),
@@ -165,18 +172,11 @@ class LibbpfLoader:
         self._closing: list[threading.Thread] = []
         self._multi = True
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
-        try:
-            code = resources.files("tlscap").joinpath("_bpf/tlscap.bpf.o").read_bytes()
-        except OSError as error:
-            raise LoadError(
-                f"the BPF object is missing from the installation: {error.strerror}", hint="install tlscap again"
-            ) from error
-        self._object = lib.bpf_object__open_mem(code, len(code), None)
-        if not self._object:
-            raise LoadError("the BPF object can't be opened", log=self._log.text)
+        self._on_demand: dict[tuple[str, ...], int] = {}
+        self._object = self._open()
         try:
             self._modern = not bounded and lib.libbpf_probe_bpf_helper(BPF_PROG_TYPE_KPROBE, BPF_FUNC_LOOP, None) == 1
-            self._choose_programs()
+            self._choose_programs(self._object, self._from_the_start())
             if not self._modern:
                 for name in MODERN_MAPS:
                     lib.bpf_map__set_autocreate(self._map(name), False)
@@ -192,16 +192,48 @@ class LibbpfLoader:
             self.close()
             raise
 
-    def _choose_programs(self) -> None:
-        """Load only what will be attached: verification takes most of the time to start."""
+    def _open(self) -> int:
+        """The object that the package was built with, nothing of it loaded yet."""
+        try:
+            code = resources.files("tlscap").joinpath("_bpf/tlscap.bpf.o").read_bytes()
+        except OSError as error:
+            raise LoadError(
+                f"the BPF object is missing from the installation: {error.strerror}", hint="install tlscap again"
+            ) from error
+        opened = self._lib.bpf_object__open_mem(code, len(code), None)
+        if not opened:
+            raise LoadError("the BPF object can't be opened", log=self._log.text)
+        return int(opened)
+
+    def _from_the_start(self) -> Callable[[str], bool]:
+        """Which programs are loaded at once."""
         modern = {*MODERN, *SOCKET_PROGRAMS, SYSCALL_MODERN}
+        later = {name for group in ON_DEMAND for name in group}
+        return lambda name: name in KERNEL_WIDE or ((name in modern) == self._modern and name not in later)
+
+    def _choose_programs(self, opened: int, wanted: Callable[[str], bool]) -> None:
+        """Load only what will be attached: verification takes most of the time to start."""
         program = None
-        while program := self._lib.bpf_object__next_program(self._object, program):
+        while program := self._lib.bpf_object__next_program(opened, program):
             name = self._lib.bpf_program__name(program).decode()
-            self._lib.bpf_program__set_autoload(program, name in KERNEL_WIDE or (name in modern) == self._modern)
+            self._lib.bpf_program__set_autoload(program, wanted(name))
             if name in MODERN:
                 # Must be said before loading; kernels without it don't look at this field.
                 self._lib.bpf_program__set_expected_attach_type(program, BPF_TRACE_UPROBE_MULTI)
+
+    def _load_group(self, group: tuple[str, ...]) -> int:
+        """The object with the programs of one of `ON_DEMAND`, which share the maps of the others."""
+        if group not in self._on_demand:
+            opened = self._on_demand[group] = self._open()
+            self._choose_programs(opened, group.__contains__)
+            shared = None
+            while shared := self._lib.bpf_object__next_map(opened, shared):
+                name = self._lib.bpf_map__name(shared).decode()
+                self._lib.bpf_map__reuse_fd(shared, self._lib.bpf_map__fd(self._map(name)))
+            result = self._lib.bpf_object__load(opened)
+            if result:
+                raise _load_error(-result, self._log.text)
+        return self._on_demand[group]
 
     def _watch_sockets(self) -> None:
         if not self._modern:
@@ -223,7 +255,9 @@ class LibbpfLoader:
         return int(found)
 
     def _program(self, name: str) -> int:
-        found = self._lib.bpf_object__find_program_by_name(self._object, name.encode())
+        group = next((group for group in ON_DEMAND if name in group), None)
+        holder = self._load_group(group) if group else self._object
+        found = self._lib.bpf_object__find_program_by_name(holder, name.encode())
         if not found:
             raise LoadError(f"the BPF object has no program {name!r}")
         return int(found)
@@ -395,9 +429,11 @@ class LibbpfLoader:
 
     def close(self) -> None:
         self.detach()
+        while self._on_demand:
+            self._lib.bpf_object__close(self._on_demand.popitem()[1])
         if self._object:
             self._lib.bpf_object__close(self._object)
-            self._object = None
+            self._object = 0
 
 
 def _attach_order(program: str) -> int:

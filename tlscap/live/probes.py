@@ -17,7 +17,6 @@ from tlscap.live.catalogue import DYNAMIC_LINKER, FLAVORS, MEMORY_BIO, Flavor
 from tlscap.live.diagnosis import Finding, diagnose
 from tlscap.live.loader import AttachPoint, CallKind, Loader, ResolvedLibrary, is_data
 from tlscap.live.quicklook import may_hold_tls
-from tlscap.live.signatures import load, may_hold
 from tlscap.live.sitecache import SiteCache
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class Probes:
         identity = (status.st_dev, status.st_ino)
         if identity not in self._resolved:
             self._resolved[identity] = None
-            if required or may_hold_tls(path) or (self.signatures and may_hold(path, load(self.signatures))):
+            if required or may_hold_tls(path) or self._may_have_signature(path):
                 try:
                     self._resolved[identity] = self._resolve(path)
                 except (TargetError, UnsupportedError):
@@ -109,6 +108,13 @@ class Probes:
                     if not self.go_symbols and not self.signatures:
                         self._cache.put(path, "tls", ResolvedLibrary(path, "", "", (), ()))
         return self._resolved[identity]
+
+    def _may_have_signature(self, path: str) -> bool:
+        if not self.signatures:
+            return False
+        from tlscap.live import signatures  # noqa: PLC0415 - rarely needed, and slow to import
+
+        return signatures.may_hold(path, signatures.load(self.signatures))
 
     def attach(self, path: str, *, required: bool = False, by_hand: ResolvedLibrary | None = None) -> bool:
         """Probe a file; true when it is new and now probed.  With ``required``, raises why it can't be."""

@@ -13,7 +13,6 @@ import struct
 from typing import NamedTuple
 
 from tlscap.live.catalogue import MARKERS
-from tlscap.live.signatures import has_mark, marks
 
 _FILE_HEADER = struct.Struct("<4sBB10xHHIQQQIHHHHHH")  # Elf64_Ehdr: of e_ident the magic, class and byte order
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
@@ -24,6 +23,8 @@ ELFCLASS64, ELFDATA2LSB = 2, 1
 GO_SECTIONS = frozenset({b".gopclntab", b".data.rel.ro.gopclntab", b".go.buildinfo", b".note.go.buildid"})
 RUSTLS = b"11CommonState16buffer_plaintext"
 """Part of the name of one of its functions, however it is mangled: a file without it has no rustls to probe."""
+MARKS = (b"ssl_lib.c",)
+"""`tlscap.live.signatures.marks` of the built-in rules: reading them takes longer than looking at a file."""
 _MARKERS = tuple(b"\0" + name.encode() + b"\0" for name in sorted(MARKERS))
 
 
@@ -54,7 +55,9 @@ def may_hold_tls(path: str) -> bool:
                 if any(_defines_tls(data, table, sections[table.link]) for table in tables.values()):
                     return True
                 constants = next((section for section in sections if section.name == b".rodata"), None)
-                return constants is not None and has_mark(data, constants.start, constants.end, marks())
+                return constants is not None and any(
+                    data.find(mark, constants.start, constants.end) >= 0 for mark in MARKS
+                )
     except (OSError, ValueError, IndexError, OverflowError, struct.error):
         return False
 

@@ -38,7 +38,7 @@ from tlscap.errors import (
     PrivilegeError,
     TargetError,
 )
-from tlscap.live import signatures, targets
+from tlscap.live import targets
 from tlscap.live._ring import Ring
 from tlscap.live.children import Gate, Signals, fork_child, nice, reap
 from tlscap.live.diagnosis import Finding
@@ -178,6 +178,8 @@ class Session:
             if not targets.exists(pid):
                 raise TargetError(f"there is no process {pid}")
         if request.signatures:
+            from tlscap.live import signatures  # noqa: PLC0415 - rarely needed, and slow to import
+
             signatures.load(request.signatures)
         if request.go_symbols and not os.access(request.go_symbols, os.R_OK):
             raise TargetError(f"{request.go_symbols}: not a file that can be read")
