@@ -185,6 +185,7 @@ enum counter {
 	COUNT_CONNECTIONS = 6,
 	COUNT_TABLE_FULL = 7,
 	COUNT_UNREADABLE = 8,
+	COUNT_UNPROVEN = 9, /* calls of functions found by signature, before the connection was seen to be one */
 	COUNTERS = 16,
 };
 

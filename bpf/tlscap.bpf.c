@@ -916,8 +916,10 @@ INLINE void left_data(struct config *c, struct call *call, struct connection_key
 	struct transfer t = {};
 	__u64 keep = n;
 
-	if (call->unproven && !(conn && conn->flags & (PROVEN | HAS_ADDRESS)))
+	if (call->unproven && !(conn && conn->flags & (PROVEN | HAS_ADDRESS))) {
+		count(COUNT_UNPROVEN, 1);
 		return;
+	}
 	t.c = c;
 	t.source = call->buffer;
 	t.call_len = n;

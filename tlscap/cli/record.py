@@ -111,6 +111,10 @@ class _Terminal:
             )
             if dropped:
                 self._say(f"  a larger ring loses less: --ring-size {_binary(request.ring_size * 4)}")
+        if unproven := status.counters[Counter.UNPROVEN]:
+            self._say(
+                f"{count_text(unproven, 'call')} not recorded: of functions found by signature, on connections that handled no TLS record"
+            )
         if not status.counters[Counter.CALLS]:
             for finding in status.findings:
                 self._say(f"not hooked: {finding.path}: {finding.what}")

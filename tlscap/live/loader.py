@@ -93,6 +93,7 @@ class Counter(enum.IntEnum):
     CONNECTIONS = 6
     TABLE_FULL = 7
     UNREADABLE = 8
+    UNPROVEN = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
