@@ -27,7 +27,7 @@ from helpers import REQUEST, RESPONSE, Seen, Step, accounted, cut, drips, merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlscap.http import http2
+from tlscap.http import http2_streams
 from tlscap.http.events import (
     AnyEvent,
     BodyData,
@@ -1034,17 +1034,17 @@ def test_gap_reason_is_kept() -> None:
 
 def test_open_streams_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest of too many open streams is given up; answers that nobody sees don't pile up."""
-    monkeypatch.setattr(http2, "OPEN_LIMIT", 10)
+    monkeypatch.setattr(http2_streams, "OPEN_LIMIT", 10)
     connection = Http2Connection()
     connection.feed(REQUEST, PREFACE, 0)
     events: list[AnyEvent] = []
     for number in range(100):
         events += connection.feed(REQUEST, ask(2 * number + 1), 0)
-    assert len(connection._streams) == 10
+    assert len(connection._streams.open) == 10
     assert told(events) == [(None, b"", 0, False, "too many open streams")] * 90
     for number in range(5000):
         connection.feed(RESPONSE, frame(SETTINGS, 0, 0) + answer(20_001 + 2 * number, flags=1), 0)
-    assert len(connection._closed) + len(connection._closed_before) <= 2000
+    assert len(connection._streams._closed) + len(connection._streams._closed_before) <= 2000
 
 
 def test_header_block_limit() -> None:
@@ -1085,7 +1085,7 @@ def test_goaway_flood() -> None:
     asked: list[Step] = [(REQUEST, ask(stream)) for stream in range(1, 41, 2)]
     refused: list[Step] = [(RESPONSE, frame(GOAWAY, 0, 0, last.to_bytes(4) + bytes(4))) for last in range(40, 0, -2)]
     events = observe([*START, *asked, *refused], finish=False)
-    assert len(told(events)) == http2._HEEDED_GOAWAYS - 1
+    assert len(told(events)) == http2_streams._HEEDED_GOAWAYS - 1
     whys = [why for *_, why in told(observe([*START, *asked, *refused]))]
     assert sorted(whys) == ["no response"] + ["refused: GOAWAY"] * 19
 

@@ -85,6 +85,21 @@ def test_json(run: Run) -> None:
     assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == [1, 2]
 
 
+def test_json_with_messages(run: Run) -> None:
+    """``--messages`` adds what was said in streams and tunnels, to those exchanges that are wanted."""
+    wire = Wire()
+    ask = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
+    stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 18\r\n\r\ndata: a\n\ndata: %d\n\n"
+    items = [wire.out(ask % 1 + ask % 2), wire.into(stream % 1), wire.into(stream % 2)]
+    for words, found in ((), [["a", "1"], ["a", "2"]]), (("path:/2",), [["a", "2"]]):
+        lines = list(map(json.loads, run(items, *words, "--json", "--messages").stdout.splitlines()))
+        assert [[message["text"] for message in line["message_list"]] for line in lines] == found
+        assert [line["messages_left_out"] for line in lines] == [0] * len(found)
+    (plain,) = run(simple_exchange(), "--json", "--messages").stdout.splitlines()
+    assert json.loads(plain)["message_list"] == []
+    assert "message_list" not in run(items, "--json").stdout
+
+
 def test_empty(run: Run) -> None:
     """A capture without a connection is no error."""
     assert run([], "--json").stdout == ""
@@ -211,6 +226,9 @@ def test_bomb(run: Run) -> None:
         ["--har", "--curl"],
         ["--hex"],
         ["--address"],
+        ["--messages"],
+        ["--messages", "--har"],
+        ["--messages", "--json", "--flows"],
         ["--headers", "--stats"],
         ["status:200", "--body", "1"],
         ["status:"],

@@ -28,6 +28,7 @@ from test_har import (
 from tlscap import capture
 from tlscap.export import jsonl
 from tlscap.export.jsonl import exchange_to_line
+from tlscap.http.bodies import MessageCollector
 from tlscap.http.exchanges import ExchangeBuilder
 from tlscap.model import Direction, Endpoint, Item, Process, Role, TupleSource
 
@@ -38,11 +39,27 @@ IN, OUT = Direction.INBOUND, Direction.OUTBOUND
 
 
 def objects(items: list[Item]) -> list[dict[str, Any]]:
-    """Return what is written, after the schema has seen it."""
-    parsed = [json.loads(exchange_to_line(exchange)) for exchange, *_ in build(items)]
-    for one in parsed:
-        VALIDATOR.validate(one)
+    """Return what is written, after the schema has seen it; without messages and with them."""
+    parsed = []
+    for exchange, _, _, messages in build(items):
+        parsed.append(json.loads(exchange_to_line(exchange)))
+        told = json.loads(exchange_to_line(exchange, messages))
+        for one in (parsed[-1], told):
+            VALIDATOR.validate(one)
+        assert told == parsed[-1] | {"message_list": told["message_list"], "messages_left_out": 0}
+        assert [(len(one["headers"]), one["size"]) for one in told["message_list"]] == [
+            (len(message.headers), message.size) for message in messages
+        ]
     return parsed
+
+
+def messages_of(items: list[Item]) -> list[dict[str, Any]]:
+    """Return the messages of one exchange, after the schema has seen them."""
+    ((exchange, _, _, messages),) = build(items)
+    told = json.loads(exchange_to_line(exchange, messages, 3))
+    VALIDATOR.validate(told)
+    assert told["messages_left_out"] == 3
+    return told["message_list"]  # type: ignore[no-any-return]
 
 
 def holes() -> list[Item]:
@@ -85,6 +102,18 @@ KINDS: dict[str, list[Item]] = {
     "HTTP/2": h2_items(H2_GET, [(":status", "204")]),
     "gRPC": h2_items(H2_CALL, RESPONSE, GRPC_BODY, GRPC_BODY, [("grpc-status", "5"), ("grpc-message", "%C3%A9")]),
     "odd gRPC": h2_items(H2_CALL, [*RESPONSE, ("grpc-status", "x")]),
+    "events": exchange_items(
+        GET, answer("id: 7\nevent: greeting\ndata: ☃\n\n:\xff\n".encode(), b"Content-Type: text/event-stream")
+    ),
+    "form": exchange_items(
+        post(
+            b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n\xc3\xa9\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="f"; filename="x.bin"\r\n\r\n\x00\xff\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="l"\r\nContent-Type: text/plain; charset=latin1\r\n\r\n\xe9\r\n--b--',
+            b"Content-Type: multipart/form-data; boundary=b",
+        ),
+        answer(b""),
+    ),
     "early answer": [Wire().out(post(b"abc")[:-1]), Wire(start_ns=START_NS + 9).into(answer(b"no"))],
 }
 
@@ -106,11 +135,13 @@ def test_kind(kind: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "fixtures" / "captures").glob("*.zst")), ids=lambda path: path.stem)
 def test_captures(path: Path) -> None:
     """So are the exchanges of real files."""
-    builder = ExchangeBuilder()
+    messages = MessageCollector()
+    builder = ExchangeBuilder(None, messages)
     with capture.open_capture(str(path)) as opened:
         exchanges = [exchange for item in opened.items() for exchange in builder.feed(item)]
     for exchange in exchanges + builder.finish(START_NS):
         VALIDATOR.validate(json.loads(exchange_to_line(exchange)))
+        VALIDATOR.validate(json.loads(exchange_to_line(exchange, *messages.take(exchange))))
 
 
 def test_http2() -> None:
@@ -147,6 +178,53 @@ def test_websocket() -> None:
     assert (plain["messages"], plain["tunnel"]) == (None, None)
 
 
+def test_messages() -> None:
+    """Messages stand there with what they say: as text where they are, else as base64."""
+    hi, binary, close = messages_of(
+        websocket_items(
+            (OUT, text_frame(b"h\0i", masked=True)),
+            (IN, text_frame(b"hi", opcode=2)),
+            (IN, text_frame(b"\x03\xe8bye", opcode=8)),
+        )
+    )
+    assert list(hi) == SCHEMA["$defs"]["message"]["required"]
+    assert hi == {
+        "side": "request",
+        "kind": "text",
+        "started": hi["started"],
+        "ended": hi["started"],
+        "size": 3,
+        "text": "h\0i",
+        "base64": None,
+        "name": None,
+        "filename": None,
+        "headers": [],
+        "complete": True,
+        "gap_bytes": 0,
+        "notes": [],
+    }
+    assert [binary[key] for key in ("side", "kind", "text", "base64")] == ["response", "binary", None, "aGk="]
+    assert [close[key] for key in ("kind", "name", "text")] == ["close", "1000 normal", "bye"]
+    asked, answered = messages_of(KINDS["gRPC"])
+    assert (asked["side"], asked["kind"], asked["text"], asked["base64"]) == ("request", "message", None, "CAE=")
+    assert (answered["side"], answered["base64"]) == ("response", "CAE=")
+    event, comment = messages_of(KINDS["events"])
+    assert [event[key] for key in ("kind", "name", "headers", "text")] == ["event", "greeting", [["id", "7"]], "☃"]
+    assert [comment[key] for key in ("kind", "text")] == ["comment", "ÿ"]
+    parts = [one for one in messages_of(KINDS["form"]) if one["kind"] == "part"]
+    assert [(part["name"], part["filename"], part["text"], part["base64"]) for part in parts] == [
+        ("a", None, "é", None),
+        ("f", "x.bin", None, "AP8="),
+        ("l", None, "é", None),
+    ]
+    (lossy,) = messages_of(websocket_items((IN, b"\x81\x02\xff\xfe")))
+    assert (lossy["kind"], lossy["text"], lossy["base64"]) == ("text", None, "//4=")
+    wire = Wire()
+    head = answer(b"abcde", b"Content-Type: application/grpc")[:-5]
+    (cut,) = messages_of([wire.out(GET), wire.into(head + b"\0\0\0\0\5"), wire.closed()])
+    assert (cut["complete"], cut["size"], bool(cut["notes"])) == (False, 0, True)
+
+
 def test_docstring_names_every_key() -> None:
     """The docstring names what the schema has, and no more."""
     text = jsonl.__doc__ or ""
@@ -158,7 +236,7 @@ def test_docstring_names_every_key() -> None:
         for name in match[1].split(", ")
     }
     assert named == set(SCHEMA["properties"])
-    for name in ("request", "response", "process", "flow"):
+    for name in ("request", "response", "process", "flow", "message"):
         for key in SCHEMA["$defs"][name]["properties"]:
             assert re.search(rf"\b{key}\b", table), key
 
@@ -211,4 +289,27 @@ def test_schema_is_strict(path: tuple[str, ...], value: object) -> None:
     for name in path[:-1]:
         place = place[name]
     place[path[-1]] = value
+    assert not VALIDATOR.is_valid(one)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": None},
+        {"base64": "aGk="},
+        {"kind": "frame"},
+        {"side": "client"},
+        {"extra": 1},
+        {"name": ""},
+        {"size": -1},
+    ],
+)
+def test_schema_is_strict_with_messages(change: dict[str, Any]) -> None:
+    """The same for messages; and their list stands there with the number of those that it lacks."""
+    ((exchange, _, _, messages),) = build(KINDS["events"])
+    one = json.loads(exchange_to_line(exchange, messages))
+    assert VALIDATOR.is_valid(one)
+    one["message_list"][0] |= change
+    assert not VALIDATOR.is_valid(one)
+    del one["message_list"]
     assert not VALIDATOR.is_valid(one)

@@ -324,8 +324,10 @@ def grpc_server(options: argparse.Namespace) -> None:
 
 
 def grpc_client(options: argparse.Namespace) -> None:
+    """Calls everything, uncompressed and compressed, when a line comes: whoever sends it has seen what is loaded by then."""
     import grpc
 
+    input()
     with open(options.ca, "rb") as file:
         credentials = grpc.ssl_channel_credentials(file.read())
     with grpc.secure_channel(f"localhost:{options.port}", credentials) as channel:

@@ -1,8 +1,9 @@
 """The protocols that programs speak over TLS, one after the other, live: what `tlscap record` took down is what they said.
 
 Programs tell what they sent and received (`peers.py`, curl's ``--write-out``, logs), and `tlscap` is compared with that: every
-exchange, its method, URL and status, the SHA-256 of both bodies, and the messages in them.  Where a program writes its TLS keys,
-tcpdump listens, too, and `tlscap import` must find the same in the packets.  A table at the end of the run says how each case went.
+exchange, its method, URL and status, the SHA-256 of both bodies, and the messages in them.  tcpdump listens, too, and
+`tlscap import` must find the same in the packets; where neither program writes its TLS keys, a preloaded library makes the
+server do that (`keylog.c`).  A table at the end of the run says how each case went.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,6 +49,7 @@ from tlscap.model import Role
 
 NOTHING = digest(b"")
 PEERS = Path(__file__).parent / "peers.py"
+KEYLOG = Path(__file__).parent / "keylog.c"
 BROTLI = Path("/usr/lib/nginx/modules/ngx_http_brotli_filter_module.so")
 DATA_KINDS = ("text", "binary", "continuation", "unparsed")
 
@@ -368,9 +370,17 @@ http {{
 
 
 class Front:
-    """nginx, which speaks TLS for plain servers."""
+    """nginx, which speaks TLS for plain servers.  It writes its keys to a file where it is given the library for that."""
 
-    def __init__(self, folder: Path, certificates: Certificates, backend: Peer, grpc: Peer, chat: Peer) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        certificates: Certificates,
+        backend: Peer,
+        grpc: Peer,
+        chat: Peer,
+        environment: Mapping[str, str] = CLEAN_ENVIRONMENT,
+    ) -> None:
         self.folder = folder
         self.port, self.port_h2, port_plain = free_port(), free_port(), free_port()
         config = folder / "nginx.conf"
@@ -390,7 +400,7 @@ class Front:
         )
         log = folder / "error.log"
         self._process = subprocess.Popen(
-            ["nginx", "-e", str(log), "-c", str(config)], env=CLEAN_ENVIRONMENT, stderr=subprocess.DEVNULL
+            ["nginx", "-e", str(log), "-c", str(config)], env=dict(environment), stderr=subprocess.DEVNULL
         )
         try:
             wait_until(lambda: self._process.poll() is not None or accepts("127.0.0.1", self.port), "nginx listens")
@@ -443,6 +453,14 @@ def front(folder: Path, certificates: Certificates, backend: Peer, grpc: Peer, c
     server.close()
 
 
+@pytest.fixture(scope="module")
+def keylog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that has a program with Debian's OpenSSL write its keys."""
+    path = tmp_path_factory.mktemp("keylog") / "keylog.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", str(KEYLOG), "-o", str(path), "-ldl"], check=True)
+    return path
+
+
 def still_open(port: int) -> bool:
     """Whether a process has a connection at this local port."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
@@ -464,6 +482,7 @@ class Case:
         self.certificates = certificates
         self._record = record
         self.ends: tuple[Role, ...] = (Role.CLIENT, Role.SERVER)
+        """Those that can be recorded."""
         self.keys = folder / "client.keys"
         self.reading: Reading
         self.recording: Recording
@@ -475,23 +494,29 @@ class Case:
         port: int,
         witness: Peer | None = None,
         also: Sequence[int] = (),
-        wire: bool = True,
+        loaded: str = "",
     ) -> str:
         """Record a client, and a server that runs already; return what the client printed.
 
-        What the witness says is then what it said meanwhile.
+        What the witness says is then what it said meanwhile.  ``loaded``: the client has its TLS in a library of this name,
+        which it loads late and calls at once; so it is the client itself that waits for a line of input then.
         """
         if witness:
             witness.forget()
         environment = {**CLEAN_ENVIRONMENT, "SSLKEYLOGFILE": str(self.keys)}
+        if server is None:
+            self.ends = (Role.CLIENT,)
         with contextlib.ExitStack() as stack:
-            tap = stack.enter_context(Wire(self.folder, port)) if wire else None
+            tap = stack.enter_context(Wire(self.folder, port))
             if server:
+                gate = [] if loaded else ["sh", "-c", 'read go && exec "$@"', "sh"]
                 client = subprocess.Popen(
-                    ["sh", "-c", 'read go && exec "$@"', "sh", *map(str, command)],
+                    [*gate, *map(str, command)],
                     env=environment, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 )  # fmt: skip
                 stack.callback(stop, client)
+                maps = Path(f"/proc/{client.pid}/maps")
+                wait_until(lambda: loaded in maps.read_text() or client.poll() is not None, f"{loaded} is loaded")
                 pids = [word for pid in (client.pid, server.pid, *also) for word in ("-p", pid)]
                 with self._record.running(*pids, "--follow") as started:
                     output, errors = client.communicate(b"go\n", timeout=60)
@@ -499,16 +524,17 @@ class Case:
                     wait_until(lambda: not still_open(port), "the server has closed all connections")
                 self.recording = started.recording()
             else:
-                self.ends = (Role.CLIENT,)
                 self.recording = self._record(command=command, environment={"SSLKEYLOGFILE": str(self.keys)})
                 output = self.recording.stdout
-            if tap:
-                tap.catch_up()
+            tap.catch_up()
         assert self.recording.complete, self.recording.stderr
         self._read()
-        if tap:
-            self._import(tap.path, server)
+        self._import(tap.path, server)
         return output.decode()
+
+    def writing_keys(self, keylog: Path) -> Mapping[str, str]:
+        """The environment of a server whose keys go where the client's would, had it written any."""
+        return {**CLEAN_ENVIRONMENT, "LD_PRELOAD": str(keylog), "SSLKEYLOGFILE": str(self.keys)}
 
     def _read(self) -> None:
         """Both files say the same, and so does the command line."""
@@ -535,9 +561,11 @@ class Case:
         keys.write_bytes(b"".join(path.read_bytes() for path in sources if path.exists()))
         done = run_tlscap("import", wire, "--keys", keys, "-o", plain)
         assert done.returncode == 0, done.stderr.decode()
-        assert b"missing" not in done.stderr, done.stderr.decode()
+        for trouble in (b"missing", b"without keys"):
+            assert trouble not in done.stderr, done.stderr.decode()
         imported = Reading(plain)
         assert imported.unparsed == 0
+        assert imported.exchanges == imported.of(Role.CLIENT)
         for end in self.ends:
             assert imported.all_of(Role.CLIENT) == self.reading.all_of(end)
         self.row.imported = f"same {len(imported.exchanges)}"
@@ -722,7 +750,7 @@ class Program:
     pid: int
 
 
-def test_nghttp(case: Case) -> None:
+def test_nghttp(case: Case, keylog: Path) -> None:
     """nghttp and nghttpd: pushed responses, trailers both ways, padding, header blocks in parts, small windows."""
     site = case.folder / "site"
     site.mkdir()
@@ -735,7 +763,7 @@ def test_nghttp(case: Case) -> None:
     nghttpd = subprocess.Popen(
         ["nghttpd", "-d", str(site), "--push=/index.html=/style.css", "--trailer=served-by: nghttpd", "--echo-upload",
          "--padding=100", "-a", "127.0.0.1", str(port), str(case.certificates.key), str(case.certificates.leaf)],
-        env=CLEAN_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=dict(case.writing_keys(keylog)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         wait_until(lambda: accepts("127.0.0.1", port), "nghttpd listens")
@@ -745,10 +773,9 @@ def test_nghttp(case: Case) -> None:
             f"nghttp --no-verify-peer {url}/large.bin > got;"
             f"nghttp --no-verify-peer --trailer='checked: yes' --no-content-length --data=posted {url}/post > echoed"
         )
-        output = case.run("sh", "-c", script, server=Program(nghttpd.pid), port=port, wire=False)
+        output = case.run("sh", "-c", script, server=Program(nghttpd.pid), port=port)
     finally:
         stop(nghttpd)
-    case.row.imported = "no keys"
     statistics = re.findall(r"^ *\d+ +\S+ +(\*)? *\S+ +\S+ +(\d+) +\S+ (/\S*)$", output, re.MULTILINE)
     assert sorted(statistics) == sorted(("*" if path == "/style.css" else "", "200", path) for path in files)
     assert (case.folder / "got").read_bytes() == files["/large.bin"]
@@ -798,24 +825,35 @@ def test_h2load(case: Case, front: Front) -> None:
 # --- gRPC ---
 
 
-def test_grpc(case: Case, front: Front, grpc: Peer) -> None:
-    """PyPI's grpcio, whose own TLS can't be hooked, against nginx: unary, streaming both ways, compressed, an error."""
-    url = f"https://localhost:{front.port_h2}"
-    output = case.run(
-        *(sys.executable, PEERS, "grpc-client", "--port", front.port_h2, "--ca", case.certificates.ca),
-        server=front, port=front.port_h2, witness=grpc, wire=False,
-    )  # fmt: skip
-    case.row.imported = "no keys"
-    case.ends = (Role.SERVER,)
-    case.row.ends = "server"
+def test_grpc(case: Case, backend: Peer, grpc: Peer, chat: Peer, keylog: Path) -> None:
+    """PyPI's grpcio, in which functions have no names, against nginx: unary, streaming both ways, compressed, an error."""
+    front = Front(case.folder, case.certificates, backend, grpc, chat, case.writing_keys(keylog))
+    try:
+        url = f"https://localhost:{front.port_h2}"
+        output = case.run(
+            *(sys.executable, PEERS, "grpc-client", "--port", front.port_h2, "--ca", case.certificates.ca),
+            server=front, port=front.port_h2, witness=grpc, loaded="cygrpc",
+        )  # fmt: skip
+    finally:
+        front.close()
     calls = [json.loads(line) for line in output.splitlines()]
     keys = ("call", "requests", "responses", "code")
     assert [[each[key] for key in keys] for each in grpc.said(len(calls))] == [
         [each[key] for key in keys] for each in calls
     ]
-    exchanges = case.reading.exchanges
-    case.row.expected = len(calls)
-    assert [exchange.url for exchange in exchanges] == [f"{url}/tests.Echo/{call['call']}" for call in calls]
+    case.row.expected = len(calls) * len(case.ends)
+    assert len(case.reading.exchanges) == case.row.expected
+    for end in case.ends:
+        exchanges = case.reading.of(end)
+        assert [exchange.url for exchange in exchanges] == [f"{url}/tests.Echo/{call['call']}" for call in calls]
+        expect_calls(case, exchanges, calls)
+    assert [call["code"] for call in calls].count("NOT_FOUND") == 2
+    assert DETAILS in [call.get("details") for call in calls]
+    case.row.bodies = f"{case.row.expected} of {case.row.expected}"
+
+
+def expect_calls(case: Case, exchanges: Sequence[Exchange], calls: Sequence[dict[str, Any]]) -> None:
+    """Each exchange is one of the calls, with its messages; those of the second half are compressed."""
     pairs: list[tuple[Sequence[object], Sequence[object]]] = []
     for number, (exchange, call) in enumerate(zip(exchanges, calls, strict=True)):
         assert exchange.request
@@ -833,9 +871,6 @@ def test_grpc(case: Case, front: Front, grpc: Peer) -> None:
         small = sum(message.size < len(message.data) for message in messages if len(message.data) > 1000)
         assert bool(small) == (number >= len(calls) / 2 and any(len(message.data) > 1000 for message in messages))
     case.expect_messages(pairs)
-    assert [call["code"] for call in calls].count("NOT_FOUND") == 2
-    assert DETAILS in [call.get("details") for call in calls]
-    case.row.bodies = f"{len(calls)} of {len(calls)}"
 
 
 def test_grpc_by_curl(case: Case, front: Front, grpc: Peer) -> None:
@@ -1044,9 +1079,8 @@ def test_large(case: Case) -> None:
             f"set -e; {curl} {url}/chunked/{size} | tee all | sha256sum;"
             f"{curl} -H Transfer-Encoding:chunked -T - {url}/take < all; rm all"
         )
-        output = case.run("sh", "-c", script, server=None, port=server.port, witness=server, wire=False)
+        output = case.run("sh", "-c", script, server=None, port=server.port, witness=server)
         said = expected(server.said(2), url)
-    case.row.imported = "-"
     case.expect(said, {"http/1.1"})
     assert output.split()[0] == said[0].response[1] == said[1].request[1]
     assert said[0].response[0] == said[1].request[0] == size

@@ -103,6 +103,11 @@ class Reading:
     is_flag=True,
     help="One JSON object a line (docs/exchange.schema.json); also with --flows and --stats.",
 )
+@click.option(
+    "--messages",
+    is_flag=True,
+    help="With --json: also every message in WebSockets, gRPC calls, event streams and multipart bodies.",
+)
 @click.option("--har", is_flag=True, help="A HAR file, for the developer tools of browsers.")
 @click.option("--curl", is_flag=True, help="Commands that repeat the requests.")
 @click.option(
@@ -133,6 +138,7 @@ def inspect(
     *,
     filter_words: tuple[str, ...],
     as_json: bool,
+    messages: bool,
     har: bool,
     curl: bool,
     address: bool,
@@ -171,7 +177,15 @@ def inspect(
         "--bodies": bodies_folder is not None,
     }
     chosen = [name for name, is_chosen in modes.items() if is_chosen]
-    _check(chosen, request_body=request_body, raw=raw, as_hex=as_hex, address=address, headers=headers)
+    _check(
+        chosen,
+        request_body=request_body,
+        raw=raw,
+        as_hex=as_hex,
+        address=address,
+        headers=headers,
+        messages=messages,
+    )
     wanted = compile_filter(" ".join(filter_words))
     if filter_words and any(mode in chosen for mode in ("--body", "--follow", "--follow-flow")):
         raise UsageError(f"{chosen[0]} names what to show: it takes no filter")
@@ -201,10 +215,19 @@ def inspect(
             from tlscap.cli.listing import list_exchanges  # noqa: PLC0415
 
             form = chosen[0].removeprefix("--") if chosen else "headers" if headers else "table"
-            list_exchanges(opened, wanted, form, address=address, color=use_color(color))
+            list_exchanges(opened, wanted, form, with_messages=messages, address=address, color=use_color(color))
 
 
-def _check(chosen: list[str], *, request_body: bool, raw: bool, as_hex: bool, address: bool, headers: bool) -> None:
+def _check(
+    chosen: list[str],
+    *,
+    request_body: bool,
+    raw: bool,
+    as_hex: bool,
+    address: bool,
+    headers: bool,
+    messages: bool,
+) -> None:
     """Refuse options that make no sense together."""
     if len(chosen) > 1:
         raise UsageError(f"{chosen[0]} and {chosen[1]} are two answers: ask for one of them")
@@ -213,6 +236,8 @@ def _check(chosen: list[str], *, request_body: bool, raw: bool, as_hex: bool, ad
         raise UsageError("--request-body and --raw need --body ID")
     if as_hex and mode not in ("--body", "--follow", "--follow-flow"):
         raise UsageError("--hex needs --body, --follow or --follow-flow")
+    if messages and mode != "--json":
+        raise UsageError("--messages needs --json, without --flows and --stats")
     if address and mode != "--curl":
         raise UsageError("--address needs --curl")
     if headers and mode not in ("", "--follow", "--follow-flow"):

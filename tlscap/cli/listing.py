@@ -26,26 +26,26 @@ _COLORS: Final = {Side.REQUEST: "\x1b[36m", Side.RESPONSE: "\x1b[32m"}
 _RESET: Final = "\x1b[0m"
 
 
-def list_exchanges(opened: Capture, wanted: Filter, form: str, *, address: bool, color: bool) -> None:
+def list_exchanges(
+    opened: Capture, wanted: Filter, form: str, *, with_messages: bool, address: bool, color: bool
+) -> None:
     """Write the exchanges that a filter wants in one of the forms, as they end."""
     lines: dict[str, Callable[[], Iterator[str]]] = {
         "table": lambda: _table(reading),
-        "json": lambda: map(exchange_to_line, reading.exchanges()),
+        "json": lambda: _json(reading, messages) if with_messages else map(exchange_to_line, reading.exchanges()),
         "headers": lambda: itertools.chain.from_iterable(_heads(one, color=color) for one in reading.exchanges()),
         "har": lambda: _har(reading, bodies, messages),
         "curl": lambda: _curl(reading, bodies, address=address),
     }
-    bodies, messages = (
-        BodyCollector(limit=_HAR_BODY),
-        MessageCollector(chosen=lambda exchange: bool(exchange.upgraded_to)),
-    )
+    bodies, messages = BodyCollector(limit=_HAR_BODY), MessageCollector()
     if form == "har":
+        messages = MessageCollector(chosen=lambda exchange: bool(exchange.upgraded_to))
         reading = Reading(opened, wanted, body_sink=bodies, message_sink=messages)
     elif form == "curl":
         bodies = BodyCollector(limit=_HAR_BODY, chosen=lambda _, side: side is Side.REQUEST)
         reading = Reading(opened, wanted, body_sink=bodies)
     else:
-        reading = Reading(opened, wanted, color=color)
+        reading = Reading(opened, wanted, message_sink=messages if with_messages else None, color=color)
     for line in lines[form]():
         click.echo(line, color=True)  # whether to color was decided before
     reading.close()
@@ -94,6 +94,12 @@ def _head_lines(message: Message[RequestHead] | Message[ResponseHead]) -> Iterat
 
 
 # --- Files for others ---
+
+
+def _json(reading: Reading, messages: MessageCollector) -> Iterator[str]:
+    """Yield lines of exchanges with their messages."""
+    for exchange in reading.exchanges(otherwise=messages.take):
+        yield exchange_to_line(exchange, *messages.take(exchange))
 
 
 def _har(reading: Reading, bodies: BodyCollector, messages: MessageCollector) -> Iterator[str]:

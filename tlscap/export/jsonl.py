@@ -1,6 +1,7 @@
 """Exchanges as JSON, one object a line (``tlscap inspect --json``).
 
-Every key is always there; ``null`` says that it is not known, or does not apply.  Keys may be added, never renamed.
+Every key is always there, but for the last two, which are there when they were asked for (``--messages``); ``null`` says that
+it is not known, or does not apply.  Keys may be added, never renamed.
 ``docs/exchange.schema.json`` is the same as a JSON Schema::
 
     id            int     1.. in the order of the requests; `--body ID` takes it
@@ -36,28 +37,58 @@ Every key is always there; ``null`` says that it is not known, or does not apply
     flow          {...}   id, local and remote {address, port} or null, client and server (the same two, by role; null when
                           the role is unknown), role "client" | "server" | "unknown", sni, alpn (or null),
                           tuple_source "syscall" | "imported" | "placeholder", transport "tcp" | "udp"
+    message_list  [{...}] the messages in both bodies or in the tunnel (WebSocket, gRPC, server-sent events, newline-delimited
+                          JSON, multipart), as they ended; all kinds of them, so pings, too, which ``messages`` does not count:
+                          side        str   "request" | "response"
+                          kind        str   what it is to its protocol (`tlscap.http.messages.AppMessage`): "text", "message",
+                                            "event", "line", "part", "ping", ...; "unparsed": bytes that are no message
+                          started     str   when its first byte passed, like that of the exchange
+                          ended       str   the same of its last
+                          size        int   bytes of its payload that passed, before decompression, without framing
+                          text        str   the payload, decompressed; or null when it is not text, or of a binary kind
+                          base64      str   the same where text is null, else null
+                          name        str   an event's type, a part's name, a close frame's code; or null
+                          filename    str   what a part calls its file; or null
+                          headers     [[name, value], ...] of a part; trailers of gRPC-Web; an event's id and retry
+                          complete    bool  all of it was seen
+                          gap_bytes   int   bytes of it that passed but are not stored
+                          notes       [str] what is odd about it, for people; also whether not all of it was kept
+    messages_left_out     int   how many others found no room in memory
 
 Text that came as bytes is decoded as Latin-1, so that ``value.encode("latin-1")`` gives back exactly what was sent; the
-exception is ``grpc``, whose message is UTF-8 by definition.
+exceptions are ``grpc``, whose message is UTF-8 by definition, and ``text``, which is UTF-8 or what a part's Content-Type says.
 """
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from tlscap.http.bodies import text_of
 from tlscap.http.events import Header, RequestHead, ResponseHead, Side
 from tlscap.http.exchanges import Exchange, Message
 from tlscap.http.grpc import grpc_status
+from tlscap.http.messages import AppMessage, field_values
 from tlscap.model import Endpoint, Flow, Process, Role
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+_TEXT_KINDS: Final = frozenset({"text", "close", "event", "fields", "comment", "line", "trailers"})
+"""Kinds of messages whose payload is text by definition; that of a part is what its fields say."""
 
-def exchange_to_line(exchange: Exchange) -> str:
-    """Return the exchange as one line of ASCII, without a newline."""
-    return json.dumps(exchange_to_dict(exchange), separators=(",", ":"))
+
+def exchange_to_line(
+    exchange: Exchange, messages: Iterable[AppMessage] | None = None, messages_left_out: int = 0
+) -> str:
+    """Return the exchange as one line of ASCII, without a newline; with its messages where some are given, even if none."""
+    result = exchange_to_dict(exchange)
+    if messages is not None:
+        result["message_list"] = list(map(message_to_dict, messages))
+        result["messages_left_out"] = messages_left_out
+    return json.dumps(result, separators=(",", ":"))
 
 
 def exchange_to_dict(exchange: Exchange) -> dict[str, Any]:
@@ -85,6 +116,30 @@ def exchange_to_dict(exchange: Exchange) -> dict[str, Any]:
         "problems": list(exchange.problems),
         "process": process_to_dict(exchange.flow.process),
         "flow": flow_to_dict(exchange.flow),
+    }
+
+
+def message_to_dict(message: AppMessage) -> dict[str, Any]:
+    """Return what the docstring says of one of ``message_list``."""
+    text = None
+    if message.kind == "part":
+        text = text_of(message.data, next(iter(field_values(message.headers, b"content-type")), b""))
+    elif message.kind in _TEXT_KINDS:
+        text = text_of(message.data, b"text/plain")
+    return {
+        "side": message.side.value,
+        "kind": message.kind,
+        "started": rfc3339(message.started_ns),
+        "ended": rfc3339(message.time_ns),
+        "size": message.size,
+        "text": text,
+        "base64": b64encode(message.data).decode() if text is None else None,
+        "name": message.name or None,
+        "filename": message.filename or None,
+        "headers": _headers(message.headers),
+        "complete": message.complete,
+        "gap_bytes": message.missing,
+        "notes": list(message.notes),
     }
 
 

@@ -17,11 +17,7 @@ them as far as the item goes; and for some frames to come it stays wary.
 What a hole can hide.  Frames of any stream may have been in it.  So every message that was open on that side, or could have
 begun, has a hole in an unknown place: when it ends it is incomplete.  Each reader counts how often it found its step again
 (``epoch``), and each message remembers the count at its head, which makes that a comparison.  What HPACK still knows
-after a loss, `tlscap.http.hpack_state` says.
-
-A CONNECT that was granted makes its stream a tunnel (RFC 9113, 8.5; RFC 8441): both messages end and DATA frames carry
-`TunnelData`; the bytes around it come out as one `ControlFrame` ``DATA framing`` when the tunnel ends.  What
-a client sends before the answer is the content of its request.
+after a loss, `tlscap.http.hpack_state` says; how messages begin and end, `tlscap.http.http2_streams`.
 """
 
 from __future__ import annotations
@@ -36,17 +32,12 @@ from tlscap.http.events import (
     BodyData,
     BodyGap,
     ControlFrame,
-    Header,
-    MessageEnd,
-    RequestHead,
     ResponseHead,
     Side,
     Trailers,
     TunnelData,
-    TunnelEnd,
     TunnelGap,
     Unparsed,
-    Upgraded,
 )
 from tlscap.http.hpack_state import FieldSection, HeaderDecoder
 from tlscap.http.http2_frames import (
@@ -64,7 +55,6 @@ from tlscap.http.http2_frames import (
     LIKELY_FLAGS,
     LIKELY_LENGTH,
     LIKELY_SETTINGS,
-    NO_ERROR,
     ON_EITHER,
     ON_NO_STREAM,
     ONE_SIDED,
@@ -74,11 +64,26 @@ from tlscap.http.http2_frames import (
     SETTINGS,
     STREAM_MASK,
     WITH_PRIORITY,
-    begun_by,
     detail,
-    error_name,
     frame_name,
     shown,
+)
+from tlscap.http.http2_streams import (
+    ENDED,
+    IDLE,
+    MISSING,
+    NOT_FROM_START,
+    OPEN,
+    REQUEST_PSEUDO,
+    RESPONSE_PSEUDO,
+    TUNNEL,
+    VERSION,
+    Half,
+    Head,
+    Stream,
+    Streams,
+    request_head,
+    split_fields,
 )
 from tlscap.model import GapReason
 
@@ -88,66 +93,11 @@ HEAD_LIMIT: Final = 1 << 20
 CONTROL_LIMIT: Final = 1 << 14
 """Longest payload of any other frame that is kept: the largest that a peer must accept unasked (RFC 9113, 4.2)."""
 
-OPEN_LIMIT: Final = 10_000
-"""Open streams that are remembered.  Servers allow some hundred at a time."""
-
-_CLOSED_LIMIT: Final = 1_000  # closed streams that are remembered, at least: frames may still be under way to them
-_HEEDED_GOAWAYS: Final = 10  # a server that shuts down says it twice; looking at all streams each time takes time
-
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
-_VERSION: Final = b"HTTP/2"
-
-_REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
-_RESPONSE_PSEUDO: Final = frozenset({b":status"})
-
 _ZEROS: Final = bytes(5)  # an empty DATA frame that ends nothing, or any row of zeros
 _WARY_FRAMES: Final = 8  # so many frame headers must be likely after the step was found again
 
 _JOINED: Final = "joined mid-stream"
-_MISSING: Final = "bytes missing"
-_NOT_FROM_START: Final = "stream not seen from its start"
-
-# What a half of a stream is, as far as this observer saw it.
-_IDLE: Final = 0  # no head yet
-_ENDED: Final = 1
-_OPEN: Final = 2  # from here on, DATA has a place to belong to
-_TUNNEL: Final = 3
-
-
-@dataclass(slots=True)
-class _Half:
-    """What one side sends on a stream: one message."""
-
-    exchange: int
-    state: int
-    why: str = ""
-    """What to say of frames that don't fit the state."""
-    epoch: int = 0
-    """The reader's, when everything before was known to be seen; -1: something was missed."""
-    framing: int = 0
-    received: int = 0
-    """Bytes of the body."""
-    declared: int = -1
-    """What Content-Length says, or -1."""
-    last_ns: int = 0
-    """When its last byte passed, so far."""
-    has_gap: bool = False
-    uncertain: bool = False
-    """The head had no pseudo-header that could be decoded; it may have been an interim one."""
-    note: str = ""
-    """What is odd about the trailers."""
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A stream: one exchange."""
-
-    id: int
-    exchange: int
-    request: _Half
-    response: _Half
-    method: bytes = b""
-    protocol: bytes = b""
 
 
 @dataclass(slots=True)
@@ -218,30 +168,22 @@ class Http2Connection:
     def __init__(
         self, *, head_limit: int = HEAD_LIMIT, upgraded_exchange: int = 0, upgraded_method: bytes = b""
     ) -> None:
-        self._events: list[AnyEvent] = []
-        self._now = 0
-        self._streams: dict[int, _Stream] = {}  # the open ones, oldest first
-        self._closed: dict[int, _Stream] = {}  # the youngest of the others
-        self._closed_before: dict[int, _Stream] = {}
-        self._last_accepted = {Side.REQUEST: STREAM_MASK, Side.RESPONSE: STREAM_MASK}  # by who said GOAWAY
-        self._goaways = 0
-        self._exchanges = upgraded_exchange
-        self._requests = _RequestReader(self, Side.REQUEST, head_limit)
-        self._responses = _ResponseReader(self, Side.RESPONSE, head_limit)
+        self._streams = Streams()
+        self._requests = _RequestReader(self._streams, Side.REQUEST, head_limit)
+        self._responses = _ResponseReader(self._streams, Side.RESPONSE, head_limit)
+        self._streams.losses = {Side.REQUEST: self._requests, Side.RESPONSE: self._responses}
         if upgraded_exchange:
-            request = _Half(upgraded_exchange, _ENDED, "stream already ended")
-            response = _Half(upgraded_exchange, _IDLE, "no head seen")
-            self._streams[1] = _Stream(1, upgraded_exchange, request, response, upgraded_method)
+            self._streams.begin_upgraded(upgraded_exchange, upgraded_method)
 
     def feed(self, side: Side, data: bytes, time_ns: int) -> list[AnyEvent]:
         """Take the next bytes of one side."""
-        self._now = time_ns
+        self._streams.now = time_ns
         self._reader(side).feed(data)
         return self._taken()
 
     def gap(self, side: Side, length: int, reason: GapReason, time_ns: int) -> list[AnyEvent]:
         """Take the news that the next ``length`` bytes of one side are missing."""
-        self._now = time_ns
+        self._streams.now = time_ns
         self._reader(side).gap(length, reason)
         return self._taken()
 
@@ -251,7 +193,7 @@ class Http2Connection:
         ``why`` is empty when the side was closed in an orderly way.  Otherwise it says why nothing follows (the recording
         ended, say).  Either way, what is open was cut short.
         """
-        self._now = time_ns
+        self._streams.now = time_ns
         self._reader(side).finish(why)
         return self._taken()
 
@@ -259,169 +201,16 @@ class Http2Connection:
         return self._requests if side is Side.REQUEST else self._responses
 
     def _taken(self) -> list[AnyEvent]:
-        events = self._events
-        self._events = []
+        events = self._streams.events
+        self._streams.events = []
         return events
-
-    # --- Streams ---
-
-    def _find(self, stream_id: int) -> _Stream | None:
-        """Return a stream, open or closed not long ago."""
-        return self._streams.get(stream_id) or self._closed.get(stream_id) or self._closed_before.get(stream_id)
-
-    def _open(self, stream_id: int, *, request_seen: bool) -> _Stream:
-        """Begin a stream, and with it an exchange."""
-        if len(self._streams) >= OPEN_LIMIT:
-            self._end_both(next(iter(self._streams.values())), "too many open streams", "stream forgotten")
-        self._exchanges += 1
-        exchange = self._exchanges
-        request = _Half(exchange, _OPEN) if request_seen else _Half(exchange, _ENDED, _NOT_FROM_START)
-        response = _Half(exchange, _IDLE, "no head seen", self._responses.epoch)
-        stream = self._streams[stream_id] = _Stream(stream_id, exchange, request, response)
-        return stream
-
-    def _end_of_stream(self, stream: _Stream, side: Side) -> None:
-        """End one half as END_STREAM does."""
-        half = stream.request if side is Side.REQUEST else stream.response
-        if half.state == _ENDED:
-            return
-        half.last_ns = self._now
-        missed = half.has_gap or self._reader(side).missed(half)
-        if half.state == _IDLE:
-            self._end(stream, side, complete=False, why=_MISSING if missed else "no head")
-        elif missed:
-            self._end(stream, side, complete=False, why=_MISSING)
-        else:
-            why = "end of stream"
-            # Without its request, a response without a body may be one to HEAD.
-            if half.declared not in (-1, half.received) and (half.received or stream.method or side is Side.REQUEST):
-                why += f"; content-length says {half.declared}"
-            if half.note:
-                why += f"; {half.note}"
-            self._end(stream, side, complete=True, why=why)
-
-    def _end(
-        self, stream: _Stream, side: Side, *, complete: bool, why: str, after: str = "stream already ended"
-    ) -> None:
-        """End one half; ``after`` is what to say of frames that still come."""
-        half = stream.request if side is Side.REQUEST else stream.response
-        if half.state == _TUNNEL:
-            self._end_tunnel(half, side, "" if complete else why)
-        else:
-            if not complete and self._is_full(half, side):
-                complete, why = True, f"all that content-length says; {why}"
-            self._end_message(half, side, complete=complete, why=why)
-        half.state = _ENDED
-        half.why = after
-        if stream.request.state == stream.response.state:
-            del self._streams[stream.id]
-            if len(self._closed) >= _CLOSED_LIMIT:
-                self._closed_before = self._closed
-                self._closed = {}
-            self._closed[stream.id] = stream
-
-    def _end_tunnel(self, half: _Half, side: Side, why: str) -> None:
-        exchange, time_ns = half.exchange, half.last_ns or self._now
-        if half.framing:
-            kind, length = "DATA framing", half.framing
-            self._events.append(ControlFrame(exchange=exchange, side=side, time_ns=time_ns, kind=kind, length=length))
-        self._events.append(TunnelEnd(exchange=exchange, side=side, time_ns=time_ns, why=why))
-
-    def _end_message(self, half: _Half, side: Side, *, complete: bool, why: str) -> None:
-        self._events.append(
-            MessageEnd(
-                exchange=half.exchange,
-                side=side,
-                time_ns=half.last_ns or self._now,
-                complete=complete,
-                why=why,
-                framing_length=half.framing,
-            )
-        )
-
-    def _is_full(self, half: _Half, side: Side) -> bool:
-        """Tell whether a body is over by its length, though nothing said so: receivers may stop there (RFC 9113, 8.1.1)."""
-        whole = half.state == _OPEN and half.declared == half.received
-        return whole and not half.has_gap and not self._reader(side).missed(half)
-
-    def _end_both(self, stream: _Stream, why: str, after: str, *, complete: bool = False) -> None:
-        """End what is open of a stream."""
-        for side, half in ((Side.REQUEST, stream.request), (Side.RESPONSE, stream.response)):
-            if half.state == _ENDED:
-                half.why = after
-            else:
-                self._end(stream, side, complete=complete, why=why, after=after)
-
-    def _reset(self, stream: _Stream, side: Side, error: int) -> None:
-        # RFC 9113, 8.1: the server has answered and needs no more of the request.
-        quiet = error == NO_ERROR and side is Side.RESPONSE and stream.response.state == _ENDED
-        who = "client" if side is Side.REQUEST else "server"
-        why = f"stream reset: {error_name(error)}, by the {who}"
-        asked = stream.request.declared in (-1, stream.request.received)
-        self._end_both(stream, why, "stream already reset", complete=quiet and asked)
-
-    def _go_away(self, side: Side, last: int) -> None:
-        """Take the news that ``side`` will not look at streams of the other one beyond ``last``."""
-        if last >= self._last_accepted[side]:
-            return
-        self._last_accepted[side] = last
-        self._goaways += 1
-        if self._goaways > _HEEDED_GOAWAYS:
-            return  # streams that are refused end with the connection then
-        refused = []
-        for stream in reversed(self._streams.values()):
-            if begun_by(stream.id) is not side:
-                if stream.id <= last:  # and so are those before it
-                    break
-                refused.append(stream)
-        for stream in reversed(refused):
-            self._end_both(stream, "refused: GOAWAY", "stream refused")
-
-    def _promise(self, stream_id: int, section: FieldSection, started_ns: int) -> None:
-        """Begin a stream that the server promised."""
-        head = _split(section, _REQUEST_PSEUDO)
-        stream = self._open(stream_id, request_seen=True)
-        stream.method = head.pseudo.get(b":method", b"")
-        self._events.append(_request_head(stream.exchange, head, self._now, started_ns, pushed=True))
-        self._end(stream, Side.REQUEST, complete=True, why="pushed")
-
-    def _switch(self, stream: _Stream) -> None:
-        """Make a stream a tunnel: its CONNECT was granted."""
-        protocol = stream.protocol.decode("latin-1").lower() or "tunnel"
-        for side, half in ((Side.RESPONSE, stream.response), (Side.REQUEST, stream.request)):
-            if half.state == _OPEN:
-                missed = half.has_gap or self._reader(side).missed(half)
-                why = _MISSING if missed else "tunnel begins" if half.received else "no body"
-                self._end_message(half, side, complete=not missed, why=why)
-                half.framing = 0
-                half.state = _TUNNEL
-                half.why = "header fields in a tunnel"
-            self._events.append(Upgraded(exchange=half.exchange, side=side, time_ns=self._now, protocol=protocol))
-            if half.state != _TUNNEL:  # this side had ended before
-                self._events.append(TunnelEnd(exchange=half.exchange, side=side, time_ns=self._now))
-
-    def _finish(self, side: Side, why: str) -> None:
-        """End every open half of one side: nothing follows."""
-        for stream in list(self._streams.values()):
-            half = stream.request if side is Side.REQUEST else stream.response
-            if half.state == _ENDED:
-                continue
-            missed = self._reader(side).missed(half)
-            if stream.id > self._last_accepted[begun_by(stream.id).opposite]:
-                reason = "refused: GOAWAY"
-            elif half.state == _IDLE:
-                reason = "response not seen" if missed else f"no response: {why}" if why else "no response"
-            else:
-                reason = _MISSING if missed else why or "connection closed"
-            self._end(stream, side, complete=False, why=reason)
 
 
 class _Reader(ABC):
     """One side: the frames, and what both kinds of messages share."""
 
-    def __init__(self, connection: Http2Connection, side: Side, head_limit: int) -> None:
-        self._connection = connection
-        self._streams = connection._streams
+    def __init__(self, streams: Streams, side: Side, head_limit: int) -> None:
+        self._streams = streams
         self._side = side
         self._head_limit = head_limit
         self._headers = HeaderDecoder(head_limit)
@@ -440,14 +229,14 @@ class _Reader(ABC):
         # The frame under way.
         self._left = 0  # bytes of it to come, padding aside
         self._padding = 0  # bytes of padding after them
-        self._half = _Half(0, _ENDED)  # what the content of a DATA frame belongs to
-        self._ending: _Stream | None = None  # what ends with it
+        self._half = Half(0, ENDED)  # what the content of a DATA frame belongs to
+        self._ending: Stream | None = None  # what ends with it
         self._unread_why = ""
         self._block: _Block | None = None
         self._last_of_block = False  # of a block that is only counted
         self._control: _Control | None = None  # one that is too long to be kept
 
-    def missed(self, half: _Half) -> bool:
+    def missed(self, half: Half) -> bool:
         """Tell whether bytes of this message may have gone by unseen, in an unknown place."""
         return half.epoch != self.epoch or self._state == self._lost
 
@@ -482,18 +271,18 @@ class _Reader(ABC):
                 self._unread_over(missing)
                 length -= missing
         if length:
-            self._lose_step(_MISSING)
+            self._lose_step(MISSING)
             self._unparsed_gap(length, reason)
 
     def finish(self, why: str) -> None:
         self._drop_unit(why or "connection closed")
-        self._connection._finish(self._side, why)
+        self._streams.finish(self._side, why)
         self._lose_step(why or "connection closed")
 
     def _hold(self, data: bytes, pos: int, need: int) -> int:
         """Keep the rest until ``need`` bytes are there."""
         if pos >= self._seam:
-            self._held_ns = self._connection._now
+            self._held_ns = self._streams.now
         self._held += data[pos:]
         self._need = need
         return len(data)
@@ -546,7 +335,7 @@ class _Reader(ABC):
             return False
         if stream_id == 0:
             placed = kind in ON_NO_STREAM or kind in ON_EITHER
-        elif stream_id % 2 or self._connection._find(stream_id):  # hardly anyone pushes any more
+        elif stream_id % 2 or self._streams.find(stream_id):  # hardly anyone pushes any more
             placed = stream_id <= STREAM_MASK and kind not in ON_NO_STREAM
         else:
             placed = False
@@ -588,29 +377,29 @@ class _Reader(ABC):
         """Give up the frame that a hole is about to hit, if there is one; what is left of it can be passed over."""
         if self._state == self._counted:
             left = self._left
-            self._drop_unit(_MISSING)
+            self._drop_unit(MISSING)
         elif self._state is self._in_step and len(self._held) >= FRAME_LENGTH:
             high, low, kind, flags, stream_id = FRAME.unpack_from(self._held)
             left = FRAME_LENGTH + (high << 16 | low) - len(self._held)
-            self._drop_unit(_MISSING)
+            self._drop_unit(MISSING)
             if kind in (HEADERS, DATA):
                 self._lose_part(stream_id & STREAM_MASK, ends=bool(flags & END_STREAM))
             if kind in BLOCK_KINDS:
                 self._heads_lost = True
-                self._headers.forget(f"{_MISSING} before")
+                self._headers.forget(f"{MISSING} before")
         else:
             return
         self._left = left
-        self._unread_why = _MISSING
+        self._unread_why = MISSING
         self._state = self._unread
 
     def _lose_part(self, stream_id: int, *, ends: bool) -> None:
         """Note that a part of unknown size is missing from a message, perhaps its last."""
-        stream = self._streams.get(stream_id)
+        stream = self._streams.open.get(stream_id)
         if stream:
             self._half_of(stream).epoch = -1
             if ends:
-                self._connection._end_of_stream(stream, self._side)
+                self._streams.end_of_stream(stream, self._side)
 
     # --- Frames ---
 
@@ -683,9 +472,9 @@ class _Reader(ABC):
             length -= 1
             padding = min(data[content], length)
             content += 1
-        stream = self._connection._find(stream_id)
-        half = self._half = self._half_of(stream) if stream else _Half(0, _ENDED, self._why_unknown())
-        if half.state >= _OPEN:
+        stream = self._streams.find(stream_id)
+        half = self._half = self._half_of(stream) if stream else Half(0, ENDED, self._why_unknown())
+        if half.state >= OPEN:
             half.framing += content - pos
         else:
             self._unparsed(data[pos:content], half.why, half.exchange)
@@ -708,7 +497,7 @@ class _Reader(ABC):
         if self._padding and pos < end:
             reached = min(end, pos + self._padding)
             self._padding -= reached - pos
-            if self._half.state >= _OPEN:
+            if self._half.state >= OPEN:
                 self._half.framing += reached - pos
             else:
                 self._unparsed(data[pos:reached], self._half.why, self._half.exchange)
@@ -719,17 +508,13 @@ class _Reader(ABC):
 
     def _piece(self, data: bytes) -> None:
         half = self._half
-        connection = self._connection
-        half.last_ns = connection._now
-        if half.state == _OPEN:
+        streams = self._streams
+        half.last_ns = streams.now
+        if half.state == OPEN:
             half.received += len(data)
-            connection._events.append(
-                BodyData(exchange=half.exchange, side=self._side, time_ns=connection._now, data=data)
-            )
-        elif half.state == _TUNNEL:
-            connection._events.append(
-                TunnelData(exchange=half.exchange, side=self._side, time_ns=connection._now, data=data)
-            )
+            streams.events.append(BodyData(exchange=half.exchange, side=self._side, time_ns=streams.now, data=data))
+        elif half.state == TUNNEL:
+            streams.events.append(TunnelData(exchange=half.exchange, side=self._side, time_ns=streams.now, data=data))
         else:
             self._unparsed(data, half.why, half.exchange)
 
@@ -743,7 +528,7 @@ class _Reader(ABC):
         padding = min(length - missing, self._padding)
         self._padding -= padding
         if padding:
-            if half.state >= _OPEN:
+            if half.state >= OPEN:
                 half.framing += padding
             else:
                 self._unparsed_gap(padding, reason)
@@ -753,12 +538,12 @@ class _Reader(ABC):
 
     def _piece_gap(self, length: int, reason: GapReason) -> None:
         half = self._half
-        exchange, side, now = half.exchange, self._side, self._connection._now
+        exchange, side, now = half.exchange, self._side, self._streams.now
         half.last_ns = now
-        if half.state == _OPEN:
+        if half.state == OPEN:
             half.has_gap = True
             self._emit(BodyGap(exchange=exchange, side=side, time_ns=now, length=length, reason=reason))
-        elif half.state == _TUNNEL:
+        elif half.state == TUNNEL:
             self._emit(TunnelGap(exchange=exchange, side=side, time_ns=now, length=length, reason=reason))
         else:
             self._unparsed_gap(length, reason)
@@ -766,7 +551,7 @@ class _Reader(ABC):
     def _end_data(self) -> None:
         self._state = self._in_step
         if self._ending:
-            self._connection._end_of_stream(self._ending, self._side)
+            self._streams.end_of_stream(self._ending, self._side)
 
     # --- Header blocks ---
 
@@ -784,7 +569,7 @@ class _Reader(ABC):
         if not too_long and len(data) - pos < length:
             return self._hold(data, pos, length)
         if not block:
-            started_ns = self._held_ns if pos < self._seam else self._connection._now
+            started_ns = self._held_ns if pos < self._seam else self._streams.now
             block = self._block = _Block(kind, flags, stream_id, started_ns, [])
         if too_long:
             block.frames.clear()
@@ -828,11 +613,11 @@ class _Reader(ABC):
         if block.kind == HEADERS:
             self._lose_part(block.stream_id, ends=block.ends_stream)
 
-    def _unexpected(self, block: _Block, why: str, stream: _Stream | None = None) -> None:
+    def _unexpected(self, block: _Block, why: str, stream: Stream | None = None) -> None:
         """Account for a header block that is no head and no trailers of a message that is seen."""
         self._unparsed_block(block, why, stream.exchange if stream else 0)
         if stream and block.ends_stream:
-            self._connection._end_of_stream(stream, self._side)
+            self._streams.end_of_stream(stream, self._side)
 
     @abstractmethod
     def _section(self, block: _Block, section: FieldSection) -> None:
@@ -840,38 +625,38 @@ class _Reader(ABC):
         ...
 
     @abstractmethod
-    def _half_of(self, stream: _Stream) -> _Half: ...
+    def _half_of(self, stream: Stream) -> Half: ...
 
-    def _trailers(self, block: _Block, section: FieldSection, stream: _Stream) -> None:
+    def _trailers(self, block: _Block, section: FieldSection, stream: Stream) -> None:
         half = self._half_of(stream)
         half.framing += block.length
-        half.last_ns = self._connection._now
+        half.last_ns = self._streams.now
         half.note = "; ".join(section.notes)
         if section.fields:
             headers = tuple(section.fields)
-            now = self._connection._now
+            now = self._streams.now
             self._emit(Trailers(exchange=half.exchange, side=self._side, time_ns=now, headers=headers))
         if block.ends_stream:
-            self._connection._end_of_stream(stream, self._side)
+            self._streams.end_of_stream(stream, self._side)
 
     def _promise(self, block: _Block, promised_id: int, section: FieldSection) -> None:
         """Take the fields of a PUSH_PROMISE frame (RFC 9113, 8.4)."""
-        connection = self._connection
-        parent = connection._find(block.stream_id)
+        streams = self._streams
+        parent = streams.find(block.stream_id)
         fields = dict(section.fields)
         asked = shown(b" ".join(fields.get(name, b"?") for name in (b":method", b":path")))
         self._emit(
             ControlFrame(
                 exchange=parent.exchange if parent else 0,
                 side=self._side,
-                time_ns=connection._now,
+                time_ns=streams.now,
                 kind="PUSH_PROMISE",
                 length=block.length,
                 detail=f"stream {promised_id}: {asked}",
             )
         )
-        if self._side is Side.RESPONSE and promised_id and not connection._find(promised_id):
-            connection._promise(promised_id, section, block.started_ns)
+        if self._side is Side.RESPONSE and promised_id and not streams.find(promised_id):
+            streams.promise(promised_id, section, block.started_ns)
 
     # --- Other frames ---
 
@@ -895,17 +680,17 @@ class _Reader(ABC):
         payload = control.payload
         stream = self._emit_control(control, detail(control.kind, control.flags, control.payload))
         if control.kind == RST_STREAM and stream:
-            self._connection._reset(stream, self._side, int.from_bytes(payload[:4]))
+            self._streams.reset(stream, self._side, int.from_bytes(payload[:4]))
         elif control.kind == GOAWAY and len(payload) >= 8:
-            self._connection._go_away(self._side, int.from_bytes(payload[:4]) & STREAM_MASK)
+            self._streams.go_away(self._side, int.from_bytes(payload[:4]) & STREAM_MASK)
 
-    def _emit_control(self, control: _Control, detail: str) -> _Stream | None:
-        stream = self._connection._find(control.stream_id) if control.stream_id else None
+    def _emit_control(self, control: _Control, detail: str) -> Stream | None:
+        stream = self._streams.find(control.stream_id) if control.stream_id else None
         self._emit(
             ControlFrame(
                 exchange=stream.exchange if stream else 0,
                 side=self._side,
-                time_ns=self._connection._now,
+                time_ns=self._streams.now,
                 kind=control.name,
                 length=control.length,
                 detail=detail,
@@ -916,24 +701,24 @@ class _Reader(ABC):
     # --- Outputs ---
 
     def _emit(self, event: AnyEvent) -> None:
-        self._connection._events.append(event)
+        self._streams.events.append(event)
 
     def _why_unknown(self) -> str:
         """Return what to say of frames on a stream that is not known."""
-        return _NOT_FROM_START if self._heads_lost else "no such stream"
+        return NOT_FROM_START if self._heads_lost else "no such stream"
 
     def _unparsed(self, data: bytes, why: str, exchange: int = 0) -> None:
-        now = self._connection._now
+        now = self._streams.now
         self._emit(Unparsed(exchange=exchange, side=self._side, time_ns=now, data=data, length=len(data), why=why))
 
     def _unparsed_block(self, block: _Block, why: str, exchange: int = 0) -> None:
-        now = self._connection._now
+        now = self._streams.now
         raw = b"".join(block.frames)
         self._emit(Unparsed(exchange=exchange, side=self._side, time_ns=now, data=raw, length=block.length, why=why))
 
     def _unparsed_gap(self, length: int, reason: GapReason) -> None:
         why = f"missing: {reason.value}"
-        now = self._connection._now
+        now = self._streams.now
         self._emit(Unparsed(exchange=0, side=self._side, time_ns=now, data=b"", length=length, why=why))
 
 
@@ -942,7 +727,7 @@ class _RequestReader(_Reader):
 
     _newest = 0  # stream that a request was seen on
 
-    def _half_of(self, stream: _Stream) -> _Half:
+    def _half_of(self, stream: Stream) -> Half:
         return stream.request
 
     def _start(self, data: bytes, pos: int) -> int:
@@ -950,7 +735,7 @@ class _RequestReader(_Reader):
         if begin == _PREFACE:
             self._state = self._in_step
             length = len(_PREFACE)
-            now = self._connection._now
+            now = self._streams.now
             self._emit(ControlFrame(exchange=0, side=self._side, time_ns=now, kind="preface", length=length))
             return pos + length
         if _PREFACE.startswith(begin):
@@ -969,36 +754,36 @@ class _RequestReader(_Reader):
         return super()._clear_start(data, pos)
 
     def _section(self, block: _Block, section: FieldSection) -> None:
-        connection = self._connection
-        stream = connection._find(block.stream_id)
+        streams = self._streams
+        stream = streams.find(block.stream_id)
         if stream:
-            if stream.request.state == _OPEN:
+            if stream.request.state == OPEN:
                 self._trailers(block, section, stream)
             else:
                 self._unexpected(block, stream.request.why, stream)
             return
-        head = _split(section, _REQUEST_PSEUDO)
+        head = split_fields(section, REQUEST_PSEUDO)
         doubtful = self._heads_lost and not head.pseudo  # trailers have none, and new streams have higher numbers
         if not block.stream_id or (doubtful and (not section.first_unknown or block.stream_id < self._newest)):
             self._unexpected(block, self._why_unknown())
             return
         self._newest = max(self._newest, block.stream_id)
-        stream = connection._open(block.stream_id, request_seen=True)
+        stream = streams.begin(block.stream_id, request_seen=True)
         half = stream.request
         half.epoch = -1 if doubtful else self.epoch
         half.declared = head.content_length
-        half.last_ns = connection._now
+        half.last_ns = streams.now
         stream.method = head.pseudo.get(b":method", b"")
         stream.protocol = head.pseudo.get(b":protocol", b"")
-        self._emit(_request_head(stream.exchange, head, connection._now, block.started_ns, length=block.length))
+        self._emit(request_head(stream.exchange, head, streams.now, block.started_ns, length=block.length))
         if block.ends_stream:
-            connection._end_of_stream(stream, self._side)
+            streams.end_of_stream(stream, self._side)
 
 
 class _ResponseReader(_Reader):
     """What the server answers."""
 
-    def _half_of(self, stream: _Stream) -> _Half:
+    def _half_of(self, stream: Stream) -> Half:
         return stream.response
 
     def _start(self, data: bytes, pos: int) -> int:
@@ -1015,13 +800,13 @@ class _ResponseReader(_Reader):
         return pos
 
     def _section(self, block: _Block, section: FieldSection) -> None:
-        stream = self._connection._find(block.stream_id)
+        stream = self._streams.find(block.stream_id)
         half = stream.response if stream else None
-        if stream and half and half.state not in (_IDLE, _OPEN):
+        if stream and half and half.state not in (IDLE, OPEN):
             self._unexpected(block, half.why, stream)
             return
-        head = _split(section, _RESPONSE_PSEUDO)
-        if stream and half and half.state == _OPEN:
+        head = split_fields(section, RESPONSE_PSEUDO)
+        if stream and half and half.state == OPEN:
             if not (half.uncertain and not half.framing and (head.pseudo or section.first_unknown)):
                 self._trailers(block, section, stream)
                 return
@@ -1031,22 +816,22 @@ class _ResponseReader(_Reader):
             self._unexpected(block, self._why_unknown(), stream)
             return
         if not stream:
-            stream = self._connection._open(block.stream_id, request_seen=False)
+            stream = self._streams.begin(block.stream_id, request_seen=False)
         if doubtful:
             stream.response.epoch = -1
         stream.response.uncertain = section.first_unknown and not head.pseudo
         self._head(block, head, stream)
 
-    def _head(self, block: _Block, head: _Head, stream: _Stream) -> None:
-        connection = self._connection
+    def _head(self, block: _Block, head: Head, stream: Stream) -> None:
+        streams = self._streams
         half = stream.response
         event = ResponseHead(
             exchange=half.exchange,
             side=self._side,
-            time_ns=connection._now,
+            time_ns=streams.now,
             status=head.status,
             reason=b"",
-            version=_VERSION,
+            version=VERSION,
             headers=tuple(head.headers),
             started_ns=block.started_ns,
             length=block.length,
@@ -1056,94 +841,13 @@ class _ResponseReader(_Reader):
         if head.pseudo:
             half.epoch = self.epoch  # nothing of the message came before this, but for interim heads
         if event.interim:
-            half.state = _IDLE  # also when one that was uncertain came before: it was no final one
+            half.state = IDLE  # also when one that was uncertain came before: it was no final one
         else:
-            half.state = _OPEN
-            half.last_ns = connection._now
+            half.state = OPEN
+            half.last_ns = streams.now
             bodiless = event.status == 304 or stream.method == b"HEAD"  # RFC 9110, 8.6
             half.declared = -1 if bodiless else head.content_length
             if stream.method == b"CONNECT" and 200 <= event.status < 300:
-                connection._switch(stream)
+                streams.switch(stream)
         if block.ends_stream:
-            connection._end_of_stream(stream, self._side)
-
-
-# --- Heads ---
-
-
-@dataclass(slots=True)
-class _Head:
-    """The fields of a head, sorted out."""
-
-    pseudo: dict[bytes, bytes]
-    headers: list[Header]
-    content_length: int
-    notes: list[str]
-
-    @property
-    def status(self) -> int:
-        text = self.pseudo.get(b":status", b"")
-        return int(text) if len(text) == 3 and text.isdigit() else 0
-
-
-def _split(section: FieldSection, known: frozenset[bytes]) -> _Head:
-    """Tell pseudo-header fields, of which ``known`` may occur, from the others (RFC 9113, 8.3)."""
-    pseudo: dict[bytes, bytes] = {}
-    headers: list[Header] = []
-    odd: dict[str, str] = {}  # the first of each kind
-    content_length = -1
-    for field in section.fields:
-        name, value = field
-        if name[:1] == b":":
-            if name not in known or name in pseudo:
-                what = "repeated" if name in known else "unknown"
-                odd.setdefault(what, f"{what} pseudo-header {shown(name)}")
-                headers.append(field)
-            else:
-                if headers:
-                    odd.setdefault("late", f"{shown(name)} after other fields")
-                pseudo[name] = value
-            continue
-        if name == b"content-length" and content_length < 0 and value.isdigit() and len(value) <= 18:
-            content_length = int(value)
-        headers.append(field)
-    notes = [*section.notes, *odd.values()]
-    if not section.partial:
-        _check_pseudo(pseudo, known, notes)
-    return _Head(pseudo, headers, content_length, notes)
-
-
-def _check_pseudo(pseudo: dict[bytes, bytes], known: frozenset[bytes], notes: list[str]) -> None:
-    """Add what is odd about the pseudo-header fields of a head that was decoded in full."""
-    if known is _RESPONSE_PSEUDO:
-        status = pseudo.get(b":status")
-        if status is None:
-            notes.append("no :status")
-        elif len(status) != 3 or not status.isdigit():
-            notes.append(f":status is no number: {shown(status)}")
-    elif b":method" not in pseudo:
-        notes.append("no :method")
-    elif b":path" not in pseudo and (pseudo[b":method"] != b"CONNECT" or b":protocol" in pseudo):
-        notes.append("no :path")
-
-
-def _request_head(
-    exchange: int, head: _Head, time_ns: int, started_ns: int, *, length: int = 0, pushed: bool = False
-) -> RequestHead:
-    value = head.pseudo.get
-    return RequestHead(
-        exchange=exchange,
-        side=Side.REQUEST,
-        time_ns=time_ns,
-        method=value(b":method", b""),
-        target=value(b":path", b""),
-        version=_VERSION,
-        headers=tuple(head.headers),
-        started_ns=started_ns,
-        scheme=value(b":scheme", b""),
-        authority=value(b":authority", b""),
-        protocol=value(b":protocol", b""),
-        pushed=pushed,
-        length=length,
-        notes=tuple(head.notes),
-    )
+            streams.end_of_stream(stream, self._side)
