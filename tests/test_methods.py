@@ -171,8 +171,14 @@ def test_no_unwind_table(compiled: Compile, disassembler: Any) -> None:
 # --- One instruction at a time ---
 
 BASE = 0x10000
-PLACES = {"FA": 0x1000, "FB": 0x2000, **{f"W{number}": 0x3000 + 8 * number for number in range(4)}}
-"""Two functions and four words of a structure, by their distance from the code."""
+PLACES = {
+    "FA": 0x1000,
+    "FB": 0x2000,
+    **{f"W{number}": 0x3000 + 8 * number for number in range(4)},
+    "PA": 0x4000,
+    "PB": 0x4008,
+}
+"""Two functions, four words of a structure, and constant pointers to the functions, by their distance from the code."""
 A, B, STORED = (BASE + PLACES[name] for name in ("FA", "FB", "W0"))
 
 
@@ -183,12 +189,14 @@ def follow(disassembler: Any, tmp_path: Path, *lines: str) -> _Stores:
     made, flat = tmp_path / "a.o", tmp_path / "a.bin"
     subprocess.run(["as", "-o", made, "-"], input=text.encode(), check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", made, flat], check=True)
-    return _Stores(BASE, flat.read_bytes()[: PLACES["FA"]].rstrip(b"\0") + bytes(8), disassembler)
+    code = flat.read_bytes()[: PLACES["FA"]].rstrip(b"\0") + bytes(8)
+    return _Stores(BASE, code, disassembler, {BASE + PLACES["PA"]: A, BASE + PLACES["PB"]: B}.get)
 
 
 LOAD = "lea rax, FA[rip]"
 STORE = "mov qword ptr W0[rip], rax"
 VECTOR = ("lea rax, FA[rip]", "movq xmm0, rax", "lea rbx, FB[rip]", "movq xmm1, rbx", "punpcklqdq xmm0, xmm1")
+VECTOR_STORE = "movups xmmword ptr W0[rip], xmm0"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +218,15 @@ VECTOR = ("lea rax, FA[rip]", "movq xmm0, rax", "lea rbx, FB[rip]", "movq xmm1, 
         ((*VECTOR, "movq xmm2, xmm0", "punpcklqdq xmm2, xmm2", "movups xmmword ptr W0[rip], xmm2"), {0: A, 1: A}),
         ((*VECTOR[:3], "pinsrq xmm0, rbx, 1", "movups xmmword ptr W0[rip], xmm0"), {0: A, 1: B}),
         ((*VECTOR, "pinsrq xmm0, rbx, 0", "movups xmmword ptr W0[rip], xmm0"), {0: B, 1: B}),
+        (("mov rax, qword ptr PB[rip]", STORE), {0: B}),
+        (("movq xmm0, qword ptr PA[rip]", "movups xmmword ptr W0[rip], xmm0"), {0: A}),
+        (("movq xmm0, qword ptr PB[rip]", *VECTOR[:2], "movhps xmm0, qword ptr PB[rip]", VECTOR_STORE), {0: A, 1: B}),
+        (
+            ("movq xmm1, qword ptr PB[rip]", *VECTOR[:2], "punpcklqdq xmm1, xmm0", "movups xmmword ptr W2[rip], xmm1"),
+            {2: B, 3: A},
+        ),
+        (("movdqa xmm0, xmmword ptr PA[rip]", VECTOR_STORE), {0: A, 1: B}),
+        ((*VECTOR[:2], "pinsrq xmm0, qword ptr PB[rip], 1", VECTOR_STORE), {0: A, 1: B}),
         ((LOAD, "push rax", "test rbx, rbx", "cmp rax, rbx", STORE), {0: A}),
         ((LOAD, STORE, "call FB"), {0: A}),
     ],
@@ -233,6 +250,9 @@ def test_forms(disassembler: Any, tmp_path: Path, lines: tuple[str, ...], words:
         "mov rax, 5",
         "mov rax, rbx",
         "mov rax, qword ptr W3[rip]",
+        "mov eax, dword ptr PB[rip]",
+        "cmove rax, qword ptr PB[rip]",
+        "add rax, qword ptr PB[rip]",
         "mov rax, qword ptr [rbx]",
         "lea rax, [rbx + 8]",
         "lea eax, FB[rip]",
@@ -289,6 +309,9 @@ def test_branches(disassembler: Any, tmp_path: Path) -> None:
         "movaps xmm0, xmm3",
         "movdqu xmm0, xmmword ptr [rbx]",
         "movq xmm0, qword ptr [rbx]",
+        "movq xmm0, qword ptr W3[rip]",
+        "movdqa xmm0, xmmword ptr W2[rip]",
+        "paddq xmm0, xmmword ptr PA[rip]",
         "vpxor xmm0, xmm0, xmm0",
         "vmovdqa ymm0, ymmword ptr [rbx]",
         "vzeroall",
@@ -306,7 +329,10 @@ def test_vector_overwritten(disassembler: Any, tmp_path: Path, change: str) -> N
 @pytest.mark.parametrize(
     ("change", "left"),
     [
-        ("movhps xmm0, qword ptr [rbx]", set()),
+        ("movhps xmm0, qword ptr [rbx]", {0}),
+        ("movhps xmm0, qword ptr W3[rip]", {0}),
+        ("movlps xmm0, qword ptr PA[rip]", set()),
+        ("punpcklqdq xmm0, xmmword ptr W2[rip]", {0}),
         ("punpcklqdq xmm0, xmm3", {0}),
         ("pinsrq xmm0, rdx, 1", {0}),
         ("pinsrq xmm0, rdx, 0", {1}),
@@ -358,10 +384,33 @@ def test_constants(disassembler: Any, tmp_path: Path) -> None:
 
 def test_not_code(disassembler: Any) -> None:
     """Bytes that are no instruction end the walk."""
-    assert _Stores(0, b"\x06\x06" + bytes(100), disassembler).words == {}
-    assert _Stores(0, b"", disassembler).words == {}
+    assert _Stores(0, b"\x06\x06" + bytes(100), disassembler, lambda _: None).words == {}
+    assert _Stores(0, b"", disassembler, lambda _: None).words == {}
     list(disassembler.disasm_lite(b"\x90", 0))  # it still works, and is as it was
     assert disassembler.detail is False
+
+
+# --- Constants that the dynamic linker computes ---
+
+
+def test_constant_pointers(compiled: Compile) -> None:
+    """Addresses of functions in constants; what the program can change, and what another file has, is nobody's constant."""
+    image = compiled(
+        "#define POINTERS(name) name[] = {read_it, close_it, 0, usual, peek_it};\n"
+        "static void *const POINTERS(fixed) static void *POINTERS(changing) static const long number = 4;"
+        "const void *get(int i) { return i ? i > 1 ? (void *)&changing[i] : &fixed[i] : &number; }"
+        "void change(void *to, int i) { changing[i] = to; }",
+    )
+    text = subprocess.run(["nm", image.path], check=True, capture_output=True, text=True).stdout
+    places = {
+        name: int(vaddr, 16) for vaddr, _, name in (line.rsplit(" ", 2) for line in text.splitlines()) if vaddr.strip()
+    }
+    truth = addresses(image)
+    fixed = [image.constant_pointer(places["fixed"] + 8 * word) for word in range(5)]
+    assert fixed == [truth["read_it"], truth["close_it"], None, None, truth["peek_it"]]
+    assert image.constant_pointer(places["fixed"] + 4) is None
+    assert [image.constant_pointer(places["changing"] + 8 * word) for word in range(5)] == [None] * 5
+    assert [image.constant_pointer(vaddr) for vaddr in (places["number"], -8, 0, 1 << 63)] == [None] * 4
 
 
 # --- The real thing ---
@@ -390,6 +439,7 @@ def test_broken_tables(compiled: Compile, disassembler: Any) -> None:
             text=image.text,
             code=image.code,
             is_code=image.is_code,
+            constant_pointer=image.constant_pointer,
         )
         with pytest.raises(AttachError):
             find_methods(other, TABLE, disassembler)  # type: ignore[arg-type]

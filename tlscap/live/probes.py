@@ -38,6 +38,37 @@ too late for a connection's first records.
 """
 
 
+LAUNCHERS = frozenset(
+    [
+        "env",
+        "sh",
+        "bash",
+        "dash",
+        "zsh",
+        "busybox",
+        "nice",
+        "time",
+        "timeout",
+        "taskset",
+        "nohup",
+        "setsid",
+        "stdbuf",
+        "sudo",
+        "su",
+        "runuser",
+        "chroot",
+        "unshare",
+        "npm",
+        "npx",
+        "yarn",
+        "uv",
+        "poetry",
+        "make",
+    ]
+)
+"""Programs that become others, or start them."""
+
+
 @dataclass(slots=True)
 class Probes:
     """The attached files of a session.  Each file, by device and inode, is looked at once."""
@@ -187,18 +218,20 @@ class Probes:
             self.join(pid)
         return list(self.attached.values())[before:]
 
-    def join(self, pid: int) -> None:
+    def join(self, pid: int, files: Iterable[str] = ()) -> None:
         """Compare what a process's TLS libraries hand out and take in with what its sockets carry.
 
         These probes are for one process: those whose libraries use sockets themselves shall not pay for them.  They are put into
         what it maps and into what it will most likely map: after the first call it would be too late.  Where processes come one
         after the other, as a server's workers do, probing each would be too late again: then the file is probed for all.
+        ``files`` are what it is going to run.
         """
         if self.loader is None:
             return
         done = self._joined.setdefault(pid, set())
         points: list[AttachPoint] = []
-        for path in [*self._crypto_files(pid), *targets.system_libraries("libcrypto")]:
+        own = [path for path in files if self.find(path)]
+        for path in [*own, *self._crypto_files(pid), *targets.system_libraries("libcrypto")]:
             try:
                 status = os.stat(path)
             except OSError:  # the process is gone, or the file is
@@ -319,6 +352,11 @@ def is_linker(name: str) -> bool:
 def is_carrier(name: str) -> bool:
     """Whether a file is one of a program that carries ciphertext itself, by its name (`CARRIERS`)."""
     return CARRIERS.fullmatch(os.path.basename(name)) is not None
+
+
+def may_become_carrier(path: str) -> bool:
+    """Whether a command's program is a carrier, or mostly becomes another program."""
+    return is_carrier(path) or os.path.basename(path) in LAUNCHERS
 
 
 def own_linker() -> str | None:

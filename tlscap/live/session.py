@@ -45,7 +45,7 @@ from tlscap.live.diagnosis import Finding
 from tlscap.live.loader import CallKind, Counter, Filter, Loader, ResolvedLibrary, Settings, open_loader
 from tlscap.live.output import DirectFile
 from tlscap.live.privileges import acting_as, drop
-from tlscap.live.probes import Probes, is_carrier, own_linker
+from tlscap.live.probes import Probes, may_become_carrier, own_linker
 from tlscap.live.spool import (
     APPEND,
     FINISH,
@@ -197,8 +197,9 @@ class Session:
                 loader = self._load(self._settings(gate), probes)
                 stack.callback(loader.close)
                 self._attach(loader, probes)
-                if gate and any(is_carrier(path) for path in self._first_files):
-                    probes.join(gate.pid)
+                command = list(targets.command_files(request.command[0])) if gate else []
+                if gate and any(map(may_become_carrier, command)):
+                    probes.join(gate.pid, [*command, *targets.known_programs()])
                 for number in self._signals.take():
                     raise InterruptedRecordingError("interrupted before anything was recorded", number=number)
                 self._status.attached_s = _since_process_start()

@@ -13,6 +13,7 @@ exported functions, decoded independently, call it.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import io
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
 
 ELF_MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, shndx, value, size
+_RELOCATION = struct.Struct("<QQq")  # Elf64_Rela: offset, info, addend
 _NOTE = struct.Struct("<III")  # Elf64_Nhdr: length of name, length of content, type; name and content follow
 _UNWIND_FORM = b"\x01\x1b\x03\x3b"  # version 1; pointer: pcrel sdata4; count: udata4; table: datarel sdata4
 _SECTION_HEADER, _PROGRAM_HEADER = 64, 56
 PN_XNUM = 0xFFFF  # the number of program headers stands elsewhere: never so in what is linked
 STT_FUNC, STT_GNU_IFUNC = 2, 10
 SHF_COMPRESSED = 0x800
+R_X86_64_RELATIVE = 8
 NT_GNU_BUILD_ID = 3
 EMULATED = frozenset({"push", "nop", "jmp", "call"})
 STACK_COUNT_ARGS = {"rcx": 4, "r8": 5}
@@ -119,6 +122,9 @@ class Image:
                 for s in self.elf.iter_segments("PT_LOAD")
                 if s["p_flags"] & 1 and s["p_offset"] + s["p_filesz"] <= self._size
             ]
+            self._read_only_after_relocation = [
+                (s["p_vaddr"], s["p_vaddr"] + s["p_memsz"]) for s in self.elf.iter_segments("PT_GNU_RELRO")
+            ]
             # Files of more than 65279 sections count them elsewhere; they are not linked files.
             self._sections = 0 < self.elf["e_shoff"] <= self._size - self.elf["e_shnum"] * self.elf["e_shentsize"]
             self._sections &= self.elf["e_shnum"] > 0 and self.elf["e_shentsize"] == _SECTION_HEADER
@@ -186,6 +192,29 @@ class Image:
         starts = [base + offset for offset, _ in struct.iter_unpack("<ii", table[12 : 12 + 8 * count])]
         ends = [start + size for start, _, size in self._segments if starts and start <= starts[-1] < start + size]
         return [(start, end - start) for start, end in itertools.pairwise([*starts, *ends]) if end > start]
+
+    def constant_pointer(self, vaddr: int) -> int | None:
+        """The address that stands at a place for good: put there by the dynamic linker, which then makes it read-only.
+
+        From ``.rela.dyn``, where linkers put the relative relocations first, by their place.  None when there is none.
+        """
+        if not any(start <= vaddr <= end - 8 for start, end in self._read_only_after_relocation):
+            return None
+        table, size = self._relocations, _RELOCATION.size
+
+        def place(number: int) -> tuple[bool, int]:
+            offset, info, _ = _RELOCATION.unpack_from(table, number * size)
+            return info != R_X86_64_RELATIVE, offset
+
+        number = bisect.bisect_left(range(len(table) // size), (False, vaddr), key=place)
+        if number == len(table) // size or place(number) != (False, vaddr):
+            return None
+        addend: int = _RELOCATION.unpack_from(table, number * size)[2]
+        return addend
+
+    @functools.cached_property
+    def _relocations(self) -> bytes:
+        return self._section(".rela.dyn")
 
     def address(self, offset: int) -> int:
         """The virtual address of a place in the file.  Raises `AttachError` outside executable segments."""
