@@ -387,9 +387,16 @@ def test_live_pipe(tmp_path: Path) -> None:
                 [TLSCAP, "import", "-", "-o", "-"], stdin=capture.stdout, stdout=target, stderr=subprocess.DEVNULL
             )
         )
+        stack.callback(stop, importing)
+
+        def seen() -> bool:
+            client.sendall(
+                b"this is seen at once"
+            )  # again and again: tcpdump says that it listens a moment before it does
+            return b"this is seen at once" in output.read_bytes()
+
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"this is seen at once")
-            wait_until(lambda: b"this is seen at once" in output.read_bytes(), "the bytes come through")
+            wait_until(seen, "the bytes come through")
         stop(capture)
         assert importing.wait(30) == 0
 

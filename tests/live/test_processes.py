@@ -416,13 +416,20 @@ NODES = 4
 NODE_PLAN = "100:100,5x2000:3000"
 
 
-def expect_node(found: list[Conversation], outputs: list[str], noise: tuple[Path, Path]) -> None:
+def expect_node(
+    found: list[Conversation],
+    outputs: list[str],
+    noise: tuple[Path, Path],
+    sources: frozenset[str] = frozenset({CIPHERTEXT}),
+) -> None:
     sizes = [sum(sizes) for sizes in zip(*steps(NODE_PLAN), strict=True)]
     ports = {json.loads(line)["local"][1] for line in outputs}
     for one in found:
         assert one.streams == tuple(path.read_bytes()[:size] for path, size in zip(noise, sizes, strict=True))
-        assert one.flow.tuple_source.value == CIPHERTEXT
-    assert {one.flow.local and one.flow.local.port for one in found} == ports
+        assert one.flow.tuple_source.value in sources
+    known = [one.flow.local.port for one in found if one.flow.local]
+    assert set(known) == ports or (PLACEHOLDER in sources and set(known) < ports)
+    assert len(set(known)) == len(known)
     assert len(found) == len(ports) == len(outputs)
 
 
@@ -456,7 +463,9 @@ def test_node_by_name(record: Recorder, certificates: Certificates, noise: tuple
             )  # fmt: skip
             outputs += done.stdout.splitlines()
     assert len(outputs) == NODES
-    expect_node(conversations(started.recording().sidecar), outputs, noise)
+    # Nobody could know which process would be Node: its first connection may be over before its memory is watched.
+    sources = frozenset({CIPHERTEXT, PLACEHOLDER})
+    expect_node(conversations(started.recording().sidecar), outputs, noise, sources)
 
 
 # --- Processes that hide ---
