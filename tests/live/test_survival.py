@@ -109,7 +109,7 @@ def survivor(name: str, folder: Path) -> Subject:
             return Subject([compiled(folder, "sealed.c", "-ldl")], loading(Path("libssl.so.3"))(folder).extra)
         return next(stack for stack in STACKS if stack.name == name).make(folder)
     except Missing as missing:
-        pytest.skip(str(missing))
+        pytest.skip(f"can't be had here: {missing}")
 
 
 @pytest.mark.parametrize("name", SURVIVORS)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 SERVER_NAME = "localhost"
 PROTOCOL = "tlscap-test"
-MOMENT_S = 0.7
+MOMENT_S = 2.0
 PIECE = 1 << 16
 """How much is read at once, in bytes."""
 
