@@ -99,13 +99,8 @@ int enter_go(struct pt_regs *ctx)
 	struct call_key key = {};
 	struct call call = {};
 
-	if (!c)
+	if (!begin_call(c, &call, &thread, cookie))
 		return 0;
-	call.incarnation = traced_incarnation(c, id >> 32, &thread, 1);
-	if (!call.incarnation)
-		return 0;
-	call.entry_ns = bpf_ktime_get_ns();
-	call.kind = COOKIE_KIND(cookie);
 	if (cookie & COOKIE_STACK) {
 		g = goroutine_of_thread();
 		call.ssl = on_stack(ctx, 1);

@@ -64,13 +64,8 @@ int enter_rustls(struct pt_regs *ctx)
 	struct connection *conn;
 	struct call call = {};
 
-	if (!c)
+	if (!begin_call(c, &call, &thread, cookie))
 		return 0;
-	call.incarnation = traced_incarnation(c, id >> 32, &thread, 1);
-	if (!call.incarnation)
-		return 0;
-	call.kind = COOKIE_KIND(cookie);
-	call.entry_ns = bpf_ktime_get_ns();
 	key.thread = id;
 	key.sp = PT_REGS_SP(ctx);
 	if (call.kind == CALL_RUSTLS_SEND) {
@@ -186,13 +181,8 @@ int on_rustls(struct pt_regs *ctx)
 	struct thread *thread = 0;
 	struct call call = {};
 
-	if (!c)
+	if (!begin_call(c, &call, &thread, cookie))
 		return 0;
-	call.incarnation = traced_incarnation(c, id >> 32, &thread, 1);
-	if (!call.incarnation)
-		return 0;
-	call.kind = COOKIE_KIND(cookie);
-	call.entry_ns = bpf_ktime_get_ns();
 	call.ssl = key.ssl = rustls_name(self, cookie);
 	key.pid = id >> 32;
 	key.incarnation = call.incarnation;

@@ -667,6 +667,19 @@ INLINE __u32 traced_incarnation(struct config *c, __u32 pid, struct thread **thr
 	return p->incarnation;
 }
 
+#ifndef TLSCAP_BCC
+/* A call begins, of a process that is recorded.  False for the others. */
+INLINE int begin_call(struct config *c, struct call *call, struct thread **thread, __u64 cookie)
+{
+	if (!c)
+		return 0;
+	call->incarnation = traced_incarnation(c, bpf_get_current_pid_tgid() >> 32, thread, 1);
+	call->entry_ns = bpf_ktime_get_ns();
+	call->kind = COOKIE_KIND(cookie);
+	return call->incarnation != 0;
+}
+#endif
+
 INLINE __u64 current_epoch(void)
 {
 	__u32 zero = 0;

@@ -39,14 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With TLSCAP_REQUIRE_LIVE, a live test that is skipped has failed; but not for a program that no mirror has."""
     report = yield
-    missing = "can't be had here" in str(report.longrepr)
-    if (
-        MUST_RUN
-        and report.skipped
-        and not missing
-        and not hasattr(report, "wasxfail")
-        and item.get_closest_marker("live")
-    ):
+    required = item.get_closest_marker("live") and "can't be fetched" not in str(report.longrepr)
+    if MUST_RUN and required and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: skipped, but TLSCAP_REQUIRE_LIVE is set: {report.longrepr}"
     return report

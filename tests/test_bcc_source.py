@@ -15,7 +15,7 @@ from tlscap.live import bcc
 from tlscap.live.bcc import join_sources, kernel_fields, tracepoints
 from tlscap.live.catalogue import DYNAMIC_LINKER, FLAVORS
 from tlscap.live.libbpf import KERNEL_WIDE, MODERN, SOCKET_PROGRAMS, SYSCALL_BOUNDED, SYSCALL_MODERN
-from tlscap.live.loader import NEED_COOKIES, NEED_COOKIES_TOO, CallKind, LifeKind, entry_program
+from tlscap.live.loader import NEED_COOKIES, CallKind, LifeKind, entry_program
 
 BPF = Path(__file__).parent.parent / "bpf"
 
@@ -106,7 +106,7 @@ def bounded_programs() -> dict[str, str]:
         for argument in COUNT_ARGUMENTS.get(kind, (0,)):
             count = f"PT_REGS_PARM{argument}(ctx)" if argument else "0"
             found[entry_program(kind, argument)] = f"return enter_call(ctx, CALL_{kind.name}, {count}, 0"
-    for life in set(LifeKind) - NEED_COOKIES_TOO:
+    for life in set(LifeKind) - NEED_COOKIES:
         for argument in (2, 3) if life is LifeKind.NAME else (0,):
             found[entry_program(life, argument)] = ""
     return found
@@ -145,8 +145,7 @@ def test_catalogue_has_programs() -> None:
     known = bounded_programs()
     for flavor in (*FLAVORS, DYNAMIC_LINKER):
         for row in (*flavor.functions, *(one for _, one in (flavor.table.functions if flavor.table else ()))):
-            needing = NEED_COOKIES_TOO if isinstance(row.kind, LifeKind) else NEED_COOKIES
-            assert row.kind in needing or entry_program(row.kind, row.count_arg) in known, row
+            assert row.kind in NEED_COOKIES or entry_program(row.kind, row.count_arg) in known, row
 
 
 def test_kernel_fields(joined: str) -> None:

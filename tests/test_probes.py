@@ -6,14 +6,14 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from tlscap.live import targets
 from tlscap.live.loader import AttachPoint, CallKind, Counter, ResolvedLibrary
-from tlscap.live.probes import MAX_CALLBACKS, Probes, is_carrier, is_linker
+from tlscap.live.probes import MAX_CALLBACKS, MAX_JOINS, Probes, is_carrier, is_linker
 from tlscap.live.sitecache import SiteCache
 from tlscap.live.targets import MappedFile, Place
 
@@ -41,6 +41,7 @@ class FakeLoader:
 
     name = "fake"
     ring_fd = -1
+    follows_one = True
 
     def __init__(self) -> None:
         self.attached: list[tuple[str, str, int]] = []
@@ -49,6 +50,7 @@ class FakeLoader:
         self.calls = 0
         self.refuses = ""
         self.detached: list[int] = []
+        self.on_attach: Callable[[], None] = lambda: None
 
     def _refused(self, points: Sequence[AttachPoint]) -> list[tuple[AttachPoint, str]]:
         return [
@@ -61,6 +63,7 @@ class FakeLoader:
 
     def attach_process(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
         self.calls += 1
+        self.on_attach()
         self.for_process += [(os.path.basename(point.path), point.function, pid) for point in points]
         self.offsets += [point.file_offset for point in points]
         return self._refused(points)
@@ -103,6 +106,7 @@ class World:
         self.places: dict[int, Place] = {}
         self.looked_up = 0
         self.system: list[str] = []
+        self.ended: set[int] = set()
 
     def mapped(self, pid: int, known: Sequence[tuple[int, int]] = ()) -> list[MappedFile]:
         found = []
@@ -123,6 +127,7 @@ class World:
 def world(files: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(files)
     monkeypatch.setattr(targets, "mapped_files", made.mapped)
+    monkeypatch.setattr(targets, "exists", lambda pid: pid not in made.ended)
     monkeypatch.setattr(targets, "system_libraries", made.system_libraries)
     monkeypatch.setattr(targets, "place_of", lambda pid, address: made.places.get(address))
     return made
@@ -259,6 +264,52 @@ def test_join_of_what_vanishes(
 def test_join_without_a_loader(world: World) -> None:
     world.maps[PID] = ["libcrypto.so.3"]
     Probes().join(PID)
+
+
+def test_join_where_one_process_alone_cant_be_probed(world: World, loader: FakeLoader, probes: Probes) -> None:
+    """Older kernels and the other loader: nothing is tried, and nothing said; addresses stay placeholders."""
+    world.maps[PID] = ["libcrypto.so.3"]
+    loader.follows_one = False
+    probes.join(PID)
+    assert (loader.calls, loader.attached, probes.notes) == (0, [], [])
+
+
+def test_join_of_what_will_be_run(world: World, files: Path, loader: FakeLoader, probes: Probes) -> None:
+    """A command's own file is probed before it is mapped, if it has the functions; others are not."""
+    probes.join(PID, [str(files / "both"), str(files / "libplain.so")])
+    assert set(loader.for_process) == {("both", one, PID) for one in BIO}
+
+
+def test_many_processes_are_probed_together(world: World, loader: FakeLoader, probes: Probes) -> None:
+    """Where one process comes after the other, the file is probed for all at last, once."""
+    pids = range(1000, 1000 + MAX_JOINS + 3)
+    for pid in pids:
+        world.maps[pid] = ["libcrypto.so.3"]
+        probes.join(pid)
+    assert {pid for _, _, pid in loader.for_process} == set(pids[:MAX_JOINS])
+    assert sorted(loader.attached) == sorted(("libcrypto.so.3", one, -1) for one in BIO)
+
+
+def test_ended_processes_are_forgotten(world: World, loader: FakeLoader, probes: Probes) -> None:
+    """The kernel does not tell of the end of a process that made no TLS call: nothing of it is kept for long."""
+    world.maps = {PID: ["libcrypto.so.3"], OTHER: ["libcrypto.so.3"]}
+    probes.join(PID)
+    world.ended.add(PID)
+    probes.join(PID)
+    assert loader.calls == 1
+    probes.join(OTHER)
+    assert loader.detached == [PID]
+    assert set(probes._joined) == {OTHER}
+
+
+def test_late_for_an_ended_process(world: World, loader: FakeLoader, probes: Probes) -> None:
+    """That probes of a process that ended meanwhile can't be placed is no news."""
+    world.maps[PID] = ["libcrypto.so.3"]
+    loader.refuses = "BIO_read"
+    loader.on_attach = lambda: world.ended.add(PID)
+    probes.join(PID)
+    assert loader.calls == 1
+    assert probes.notes == []
 
 
 def test_forget(world: World, loader: FakeLoader, probes: Probes) -> None:

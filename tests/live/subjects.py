@@ -20,6 +20,8 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from _pytest.outcomes import Skipped  # what pytest.skip raises; pytest.skip.Exception has no type
+
 from live.go_programs import VARIANTS, GoProgram, go_programs
 
 HERE = Path(__file__).parent / "stacks"
@@ -41,8 +43,15 @@ MEDIUM = "1:1,1024:1024,16384:16384,1048576:1048576,200x37:11"
 FEWER = LARGE.replace("1000x", "100x")
 
 
-class Missing(Exception):  # noqa: N818 - not an error: the reason why a stack is skipped
-    """A stack that can't be had on this machine."""
+class Missing(Skipped):
+    """A program that can't be had on this machine: a test that needs it is skipped, with this reason."""
+
+
+class Unfetched(Missing):
+    """The same, because no mirror gives it: nothing that could be installed here would help."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"can't be fetched: {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +106,7 @@ def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
 
 
 def run(*command: str | Path, cwd: Path) -> None:
-    """Run a program that fetches; `Missing` with its last line when it fails."""
+    """Run a program that fetches; `Unfetched` with its last line when it fails."""
     try:
         done = subprocess.run(
             list(map(str, command)),
@@ -108,10 +117,10 @@ def run(*command: str | Path, cwd: Path) -> None:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Missing(f"{Path(command[0]).name}: {error}") from error
+        raise Unfetched(f"{Path(command[0]).name}: {error}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise Missing(f"{Path(command[0]).name}: {lines[-1]}")
+        raise Unfetched(f"{Path(command[0]).name}: {lines[-1]}")
 
 
 def wheels(*packages: str, dependencies: bool = True) -> Path:
@@ -141,7 +150,7 @@ def mirror() -> str:
         uri, origin, component = line.split("|")
         if (origin, component) == ("Debian", "main") and not uri.rstrip("/").endswith("-security"):
             return uri
-    raise Missing("apt has no Debian mirror")
+    raise Unfetched("apt has no Debian mirror")
 
 
 def debian(suite: str, *packages: str) -> Path:
@@ -296,7 +305,7 @@ def go(variant: str) -> Callable[[Path], Subject]:
     def make(_: Path) -> Subject:
         program = go_builds()[variant]
         if not program.path:
-            raise Missing(program.missing)
+            raise Unfetched(program.missing)
         return Subject([program.path], version=program.version)
 
     return make

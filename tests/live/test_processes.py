@@ -35,7 +35,7 @@ from live.servers import (
 )
 from live.stacks.heard import Conversation, compare, conversations, loopback
 from live.stacks.plan import steps
-from live.subjects import CIPHERTEXT, HERE, STACKS, SYSCALL, Missing, compiled, node_program
+from live.subjects import CIPHERTEXT, HERE, STACKS, SYSCALL, compiled, node_program
 from tlscap.live.targets import system_libraries
 from tlscap.model import Endpoint, Role
 
@@ -53,10 +53,7 @@ def script(name: str, *arguments: str | Path | int) -> list[str | Path | int]:
     """The command for a program of `stacks`."""
     if not name.endswith(".js"):
         return [*PYTHON, HERE / name, *arguments]
-    try:
-        return [node_program(), HERE / name, *arguments]
-    except Missing as missing:
-        pytest.skip(str(missing))
+    return [node_program(), HERE / name, *arguments]
 
 
 @contextlib.contextmanager
@@ -276,10 +273,7 @@ def held(
     stack: str, certificates: Certificates, noise: tuple[Path, Path], folder: Path, **environment: str
 ) -> Iterator[Late]:
     """A subject of `subjects`, in the middle of its connection."""
-    try:
-        subject = next(each for each in STACKS if each.name == stack).make(folder)
-    except Missing as missing:
-        pytest.skip(str(missing))
+    subject = next(each for each in STACKS if each.name == stack).make(folder)
     out, back = noise
     with plan_peer(certificates, back, LATE_PLAN, HOLD) as (peer, port):
         words = [f"{name}={value}" for name, value in environment.items()]
@@ -386,10 +380,7 @@ def test_connection_object_reused(
     record: Recorder, certificates: Certificates, noise: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Connections that one SSL object has one after the other, or that have the same address: each is a flow of its own."""
-    try:
-        program = compiled(tmp_path, "reused.c", "-lssl", "-lcrypto")
-    except Missing as missing:
-        pytest.skip(str(missing))
+    program = compiled(tmp_path, "reused.c", "-lssl", "-lcrypto")
     with plan_peer(certificates, noise[1], "500:500") as (_, port):
         recording = record(command=[program, port, 30])
     accounts = json.loads(recording.stdout)
@@ -405,10 +396,7 @@ def test_connection_object_reused(
 @pytest.fixture
 def node_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recorder looks for Node in its PATH before it begins."""
-    try:
-        path = f"{node_program().parent}{os.pathsep}{CLEAN_ENVIRONMENT['PATH']}"
-    except Missing as missing:
-        pytest.skip(str(missing))
+    path = f"{node_program().parent}{os.pathsep}{CLEAN_ENVIRONMENT['PATH']}"
     monkeypatch.setitem(CLEAN_ENVIRONMENT, "PATH", path)
 
 

@@ -210,6 +210,7 @@ class BccLoader:
     """See `tlscap.live.loader.Loader`."""
 
     name = "bcc"
+    follows_one = False
 
     def __init__(self, settings: Settings) -> None:
         self._silence = _Silence()
@@ -302,7 +303,7 @@ class BccLoader:
         return failed
 
     def attach_process(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
-        return [(point, f"{point.function} in {point.path}: following it needs the libbpf loader") for point in points]
+        raise AttachError("the bcc loader has no probes for one process")
 
     def detach_process(self, pid: int) -> None:
         """Nothing was attached for one process."""

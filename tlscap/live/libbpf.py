@@ -224,15 +224,18 @@ class LibbpfLoader:
     def _load_group(self, group: tuple[str, ...]) -> int:
         """The object with the programs of one of `ON_DEMAND`, which share the maps of the others."""
         if group not in self._on_demand:
-            opened = self._on_demand[group] = self._open()
+            opened = self._open()
             self._choose_programs(opened, group.__contains__)
-            shared = None
-            while shared := self._lib.bpf_object__next_map(opened, shared):
+            shared, result = None, 0
+            while not result and (shared := self._lib.bpf_object__next_map(opened, shared)):
                 name = self._lib.bpf_map__name(shared).decode()
-                self._lib.bpf_map__reuse_fd(shared, self._lib.bpf_map__fd(self._map(name)))
-            result = self._lib.bpf_object__load(opened)
+                result = self._lib.bpf_map__reuse_fd(shared, self._lib.bpf_map__fd(self._map(name)))
+            result = result or self._lib.bpf_object__load(opened)
             if result:
-                raise _load_error(-result, self._log.text)
+                self._lib.bpf_object__close(opened)
+                # One file's programs: what else is recorded goes on.
+                raise AttachError(f"the kernel refused the program {group[0]}: {os.strerror(-result)}")
+            self._on_demand[group] = opened
         return self._on_demand[group]
 
     def _watch_sockets(self) -> None:
@@ -271,11 +274,15 @@ class LibbpfLoader:
         self._links.append(link)
 
     @property
+    def follows_one(self) -> bool:
+        return self._modern and self._multi
+
+    @property
     def ring_fd(self) -> int:
         return int(self._lib.bpf_map__fd(self._map("ring")))
 
     def attach(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
-        if self._modern:
+        if self._modern and self._multi:
             done = self._attach_multi(points, pid)
             if done is not None:
                 return done
@@ -291,8 +298,6 @@ class LibbpfLoader:
         return failed
 
     def attach_process(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
-        if not self._modern or not self._multi:
-            return [(point, f"{point.function} in {point.path}: one process alone needs Linux 6.6") for point in points]
         failed: list[tuple[AttachPoint, str]] = []
         before = len(self._multi_links)
         for path in dict.fromkeys(point.path for point in points):
@@ -329,26 +334,27 @@ class LibbpfLoader:
     def _attach_multi(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]] | None:
         """One link for all functions of a file with the same program: above all, one to wait for at the end.
 
-        None when this kernel has no such links.
+        None when this kernel has no such links, which the first one shows.
         """
-        if not self._multi:
-            return None
         groups: dict[tuple[bool, str], list[tuple[int, int]]] = {}
         for point in points:
             for program, offsets, on_return in modern_probes(point):
                 groups.setdefault((on_return, program), []).extend((offset, cookie(point)) for offset in offsets)
         links: list[int] = []
         for (on_return, program), places in sorted(groups.items(), key=lambda group: _attach_order(group[0][1])):
-            fd = self._multi_link(program, points[0].path, places, pid, on_return=on_return)
+            try:
+                fd = self._multi_link(program, points[0].path, places, pid, on_return=on_return)
+            except AttachError as error:
+                self._close_links(links)
+                return [(point, f"{point.function} in {point.path}: {error}") for point in points]
             if fd >= 0:
                 links.append(fd)
                 continue
             number = -fd
-            for link in links:
-                os.close(link)
-            if number == errno.EINVAL and not self._multi_links:
+            if number == errno.EINVAL and not self._multi_links and not links:
                 self._multi = False
                 return None
+            self._close_links(links)
             if number in (errno.EPERM, errno.EACCES):
                 raise PrivilegeError(f"not allowed to attach probes to {points[0].path}", hint="run as root")
             if len(points) > 1:  # find out which: one by one, each with its return

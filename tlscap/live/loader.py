@@ -200,6 +200,10 @@ class Loader(Protocol):
     name: str
 
     @property
+    def follows_one(self) -> bool:
+        """Whether `attach_process` works here."""
+
+    @property
     def ring_fd(self) -> int:
         """Descriptor of the ring buffer map."""
 
@@ -210,10 +214,7 @@ class Loader(Protocol):
         """
 
     def attach_process(self, points: Sequence[AttachPoint], pid: int) -> list[tuple[AttachPoint, str]]:
-        """The same for functions of any files and one process, until `detach_process`.
-
-        A loader that can't tell processes apart attaches to none, and says so.
-        """
+        """The same for functions of any files and one process, until `detach_process`.  Only where `follows_one`."""
 
     def detach_process(self, pid: int) -> None:
         """Remove what `attach_process` put in place."""
@@ -288,17 +289,15 @@ NEED_COOKIES = frozenset(
         CallKind.BIO_READ, CallKind.BIO_WRITE, CallKind.BIO_WRITEV,
         CallKind.GO_READ, CallKind.GO_WRITE, CallKind.GO_CLIENT, CallKind.GO_SERVER,
         CallKind.RUSTLS_WRITE, CallKind.RUSTLS_READ, CallKind.RUSTLS_SEND, CallKind.RUSTLS_START, CallKind.RUSTLS_END,
+        LifeKind.GO_FREE, LifeKind.CALLBACKS, LifeKind.CALLBACK_VECTOR,
     }
 )  # fmt: skip
 """What only the programs for Linux 5.17 and newer can follow."""
-NEED_COOKIES_TOO = frozenset({LifeKind.GO_FREE, LifeKind.CALLBACKS, LifeKind.CALLBACK_VECTOR})
-"""A set of its own: kinds of both sorts are equal when their numbers are."""
 
 
 def works_bounded(point: AttachPoint) -> bool:
     """Whether the programs for older kernels know what to do with a function."""
-    needing = NEED_COOKIES_TOO if isinstance(point.kind, LifeKind) else NEED_COOKIES
-    return point.kind not in needing and not point.returns
+    return point.kind not in NEED_COOKIES and not point.returns
 
 
 def for_older_kernels(points: Sequence[AttachPoint]) -> list[AttachPoint]:
@@ -307,10 +306,7 @@ def for_older_kernels(points: Sequence[AttachPoint]) -> list[AttachPoint]:
 
 
 def entry_program(kind: CallKind | LifeKind, count_arg: int) -> str:
-    """The program for a function's entry: without attach cookies there is one for each kind.
-
-    Kinds of both sorts must not be keys of one dictionary: `CallKind.READ` equals `LifeKind.CONNECT_STATE`.
-    """
+    """The program for a function's entry: without attach cookies there is one for each kind."""
     if isinstance(kind, LifeKind):
         return f"on_name{count_arg}" if kind is LifeKind.NAME else f"on_{kind.name.lower()}"
     return _OTHER_NAMES.get((kind, count_arg)) or f"enter_{kind.name.lower()}"

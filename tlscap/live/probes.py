@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 FileId = tuple[int, int]
 MAX_JOINS = 8
+"""So many processes are probed one by one for what they hand to a library; then, all that map it."""
 MAX_UNHOOKED = 256
+"""Files that are kept in mind to say at the end what they hold."""
 MAX_CALLBACKS = 64
 """Of one process: programs have a few."""
 
@@ -38,33 +40,8 @@ too late for a connection's first records.
 """
 
 
-LAUNCHERS = frozenset(
-    [
-        "env",
-        "sh",
-        "bash",
-        "dash",
-        "zsh",
-        "busybox",
-        "nice",
-        "time",
-        "timeout",
-        "taskset",
-        "nohup",
-        "setsid",
-        "stdbuf",
-        "sudo",
-        "su",
-        "runuser",
-        "chroot",
-        "unshare",
-        "npm",
-        "npx",
-        "yarn",
-        "uv",
-        "poetry",
-        "make",
-    ]
+LAUNCHERS = re.compile(
+    r"env|(ba|da|z)?sh|busybox|nice|time|timeout|taskset|nohup|setsid|stdbuf|sudo|su|runuser|chroot|unshare|npm|npx|yarn|uv|poetry|make"
 )
 """Programs that become others, or start them."""
 
@@ -196,7 +173,8 @@ class Probes:
 
         def load() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-            import capstone  # noqa: F401, PLC0415
+            with contextlib.suppress(ImportError):  # it is said when it is needed
+                import capstone  # noqa: F401, PLC0415
 
         threading.Thread(target=load, daemon=True).start()
 
@@ -226,8 +204,11 @@ class Probes:
         after the other, as a server's workers do, probing each would be too late again: then the file is probed for all.
         ``files`` are what it is going to run.
         """
-        if self.loader is None:
+        if self.loader is None or not self.loader.follows_one or not targets.exists(pid):
             return
+        # The kernel tells of the end of those that made TLS calls only.
+        for ended in [one for one in self._joined if not targets.exists(one)]:
+            self.forget(ended)
         done = self._joined.setdefault(pid, set())
         points: list[AttachPoint] = []
         own = [path for path in files if self.find(path)]
@@ -254,7 +235,7 @@ class Probes:
                 done.add((0, address))
                 points += self._callback_points(pid, address, kind)
         failures = self.loader.attach_process(points, pid) if points else []
-        if failures and targets.exists(pid):
+        if targets.exists(pid):  # else it was too late, and nothing is wrong
             self.notes += [reason for _, reason in failures]
 
     def _crypto_files(self, pid: int) -> list[str]:
@@ -356,7 +337,7 @@ def is_carrier(name: str) -> bool:
 
 def may_become_carrier(path: str) -> bool:
     """Whether a command's program is a carrier, or mostly becomes another program."""
-    return is_carrier(path) or os.path.basename(path) in LAUNCHERS
+    return is_carrier(path) or LAUNCHERS.fullmatch(os.path.basename(path)) is not None
 
 
 def own_linker() -> str | None:

@@ -569,19 +569,11 @@ class Session:
                 }
                 session.send(PREPEND + decode.note(decode.RECORD_PROCESS, details, pid=pid))
             case {"mapped": int(pid)} if self._watches and not self._stop_reason:
-                try:
-                    if found := probes.look_at(pid):
-                        self._status.probed += found
-                        self._display.probed(found)
-                except (CaptureError, OSError) as error:
-                    self._status.notes.append(str(error))
+                self._attempt(lambda: self._look_at(pid, probes))
             case {"unjoined": int(pid)} if not self._stop_reason:
-                try:
-                    probes.join(pid)
-                except (CaptureError, OSError) as error:
-                    self._status.notes.append(str(error))
+                self._attempt(lambda: probes.join(pid))
             case {"callback": int(pid), "address": int(address), "kind": int(kind)} if not self._stop_reason:
-                probes.remember_callback(pid, address, CallKind(kind))
+                self._attempt(lambda: probes.remember_callback(pid, address, CallKind(kind)))
             case {"exited": int(pid)}:
                 self._exited.add(pid)
                 probes.forget(pid)
@@ -590,6 +582,18 @@ class Session:
             case {"error": str(text)}:
                 self._status.errors.append(f"{self._request.sidecar or 'the temporary file'}: {text}")
                 self._stop_reason = self._stop_reason or "error"
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        """Probe something that turned up: what goes wrong there is told at the end, and recording goes on."""
+        try:
+            act()
+        except (CaptureError, OSError) as error:
+            self._status.notes.append(str(error))
+
+    def _look_at(self, pid: int, probes: Probes) -> None:
+        if found := probes.look_at(pid):
+            self._status.probed += found
+            self._display.probed(found)
 
     def _hear_views(self) -> None:
         """What the views tell; the status is the sum over all parts."""

@@ -3,26 +3,9 @@
  *
  * Only functions that OpenSSL has had from 1.1.1 on and that BoringSSL has, too, with the same arguments.
  */
-#include <dlfcn.h>
+#include "loaded.h"
 
-#include "subject.h"
-
-static void *library, *ssl, *context;
-
-static void *find(const char *name)
-{
-	void *function = dlsym(library, name);
-
-	if (!function)
-		fail(name, 0);
-	return function;
-}
-
-/* Calls a function by name.  The type stands at the call, where the arguments are. */
-#define CALL(type, name) ((type)find(name))
-
-/* A library that is loaded at run time is hooked a little later, with a C library that isn't the machine's up to a second. */
-#define MOMENT_US 1500000
+static void *ssl, *context;
 
 #define SSL_CTRL_SET_TLSEXT_HOSTNAME 55 /* openssl/tls1.h: there SSL_set_tlsext_host_name is a macro */
 
@@ -32,10 +15,7 @@ static void tls_connect(int fd, char **extra)
 	int (*set_name)(void *, const char *);
 	int done;
 
-	for (; *extra; extra++)
-		if (!(library = dlopen(*extra, RTLD_NOW | RTLD_GLOBAL)))
-			fail(dlerror(), 0);
-	usleep(MOMENT_US);
+	load(extra);
 	context = CALL(void *(*)(void *), "SSL_CTX_new")(CALL(void *(*)(void), "TLS_client_method")());
 	CALL(void (*)(void *, int, void *), "SSL_CTX_set_verify")(context, 0, NULL);
 	ssl = CALL(void *(*)(void *), "SSL_new")(context);

@@ -4,26 +4,9 @@
  * One bidirectional stream, with calls that block, on a socket that is connected to the peer.
  */
 #define SUBJECT_SOCKET SOCK_DGRAM
-#include <dlfcn.h>
+#include "loaded.h"
 
-#include "subject.h"
-
-static void *library, *connection, *stream, *context;
-
-static void *find(const char *name)
-{
-	void *function = dlsym(library, name);
-
-	if (!function)
-		fail(name, 0);
-	return function;
-}
-
-/* Calls a function by name.  The type stands at the call, where the arguments are. */
-#define CALL(type, name) ((type)find(name))
-
-/* A library that is loaded at run time is hooked a little later, with a C library that isn't the machine's up to a second. */
-#define MOMENT_US 1500000
+static void *connection, *stream, *context;
 
 /* Macros, and what they need: openssl/tls1.h, openssl/bio.h, openssl/ssl.h. */
 #define SSL_CTRL_SET_TLSEXT_HOSTNAME 55
@@ -58,10 +41,7 @@ static void tls_connect(int fd, char **extra)
 	void *bio, *address;
 	int done;
 
-	for (; *extra; extra++)
-		if (!(library = dlopen(*extra, RTLD_NOW | RTLD_GLOBAL)))
-			fail(dlerror(), 0);
-	usleep(MOMENT_US);
+	load(extra);
 	context = CALL(void *(*)(void *), "SSL_CTX_new")(CALL(void *(*)(void), "OSSL_QUIC_client_method")());
 	CALL(void (*)(void *, int, void *), "SSL_CTX_set_verify")(context, 0, NULL);
 	connection = CALL(void *(*)(void *), "SSL_new")(context);
