@@ -14,19 +14,22 @@ WIDTH = 110
 
 def contexts() -> list[click.Context]:
     """Return a context for every command, the program's own first."""
-    from tlscap.cli.main import COMMANDS, tlscap
+    from tlscap.cli.main import tlscap
 
     def context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
         settings = {"terminal_width": WIDTH, "max_content_width": WIDTH, **command.context_settings}
         return click.Context(command, info_name=name, parent=parent, **settings)
 
-    root = context(tlscap, "tlscap", None)
-    found = [root]
-    for name in COMMANDS:
-        command = tlscap.get_command(root, name)
-        assert command is not None
-        found.append(context(command, name, root))
-    return found
+    def of(command: click.Command, name: str, parent: click.Context | None) -> list[click.Context]:
+        found = [context(command, name, parent)]
+        if isinstance(command, click.Group):
+            for each in command.list_commands(found[0]):
+                inner = command.get_command(found[0], each)
+                assert inner is not None
+                found += of(inner, each, found[0])
+        return found
+
+    return of(tlscap, "tlscap", None)
 
 
 def text() -> str:

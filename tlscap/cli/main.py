@@ -7,14 +7,13 @@ Exit statuses (README, "Exit statuses"): 0 success, 1 error, 2 wrong usage, 3 th
 from __future__ import annotations
 
 import errno
-import importlib
-import keyword
 import os
 import sys
 
 import click
 
 from tlscap import __version__
+from tlscap.cli.lazy import LazyGroup
 from tlscap.errors import OutputError, TlscapError
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -26,28 +25,13 @@ COMMANDS = {
     "diff": "Show what changed between two captures.",
     "rebuild": "Write the pcapng of a sidecar again.",
     "import": "Take over another program's capture, or a HAR file.",
+    "replay": "Serve, send or inject what was recorded.",
+    "fixture": "Make and show small captures for regression tests.",
+    "scrub": "Take secrets out of a capture, or find them.",
 }
 
 
-class _Lazy(click.Group):
-    """Imports a command when it is used: `record` must start fast."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module = name + "_" * keyword.iskeyword(name)
-        command = getattr(importlib.import_module(f"tlscap.cli.{module}"), module)
-        return command if isinstance(command, click.Command) else None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tlscap")
 def tlscap() -> None:
     """What did this program really say over TLS?

@@ -1,0 +1,1 @@
+"""Replay: recorded exchanges served, sent and compared (docs/replay.md)."""

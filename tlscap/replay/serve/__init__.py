@@ -1,0 +1,1 @@
+"""A server that answers as the recorded one did."""
