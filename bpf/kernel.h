@@ -19,8 +19,16 @@ struct signal_struct {
 		int counter;
 	} live;
 };
-struct mm_struct {
-	unsigned long arg_start, arg_end, env_end;
+struct qstr {
+	__u64 hash_len;
+	const char *name;
+};
+struct dentry {
+	struct qstr d_name;
+};
+struct path {
+	void *mnt;
+	struct dentry *dentry;
 };
 struct super_block {
 	__u32 s_dev;
@@ -33,6 +41,11 @@ struct inode {
 struct file {
 	void *private_data;
 	struct inode *f_inode;
+	struct path f_path;
+};
+struct mm_struct {
+	unsigned long arg_start, arg_end, env_end;
+	struct file *exe_file;
 };
 struct fdtable {
 	unsigned int max_fds;

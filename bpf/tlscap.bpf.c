@@ -182,6 +182,34 @@ INLINE void *leader(void)
 	return first;
 }
 
+/* A process goes by its own name, and by that of its program's file: Node 24 calls itself "MainThread". */
+INLINE int matches_name(void *first)
+{
+	struct comm_key key = {};
+	struct {
+		void *mount, *dentry;
+	} path = {};
+	struct {
+		__u64 hash_and_length;
+		const char *text;
+	} name = {};
+	void *mm = 0, *file = 0;
+
+	KERNEL_READ(key.comm, first, task_struct, comm);
+	if (bpf_map_lookup_elem(&match_comm, &key))
+		return 1;
+	KERNEL_READ(mm, first, task_struct, mm);
+	if (mm)
+		KERNEL_READ(file, mm, mm_struct, exe_file);
+	if (!file)
+		return 0;
+	KERNEL_READ(path, file, file, f_path);
+	KERNEL_READ(name, path.dentry, dentry, d_name);
+	__builtin_memset(&key, 0, sizeof(key));
+	bpf_probe_read_kernel_str(key.comm, sizeof(key.comm), name.text);
+	return bpf_map_lookup_elem(&match_comm, &key) != 0;
+}
+
 INLINE int matches(struct config *c, __u32 pid, void *first)
 {
 	if (c->filter & FILTER_PID) {
@@ -195,10 +223,7 @@ INLINE int matches(struct config *c, __u32 pid, void *first)
 			return 0;
 	}
 	if (c->filter & FILTER_COMM) {
-		struct comm_key key = {};
-
-		KERNEL_READ(key.comm, first, task_struct, comm);
-		if (!bpf_map_lookup_elem(&match_comm, &key))
+		if (!matches_name(first))
 			return 0;
 	}
 	if (c->filter & FILTER_CGROUP) {

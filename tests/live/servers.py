@@ -496,6 +496,13 @@ def tshark(folder: Path, *arguments: str | Path, status: int = 0) -> str:
     return done.stdout
 
 
+def complaints(folder: Path, file: Path, *options: str) -> list[str]:
+    """Sections of tshark's expert information that are worse than a note; contents are taken for what they are."""
+    # gRPC's messages are noise in tests, no Protocol Buffers.
+    output = tshark(folder, "-r", file, *options, "--disable-protocol", "protobuf", "-q", "-z", "expert")
+    return re.findall(r"^(?:Errors|Warns).*(?:\n.+)*", output, re.MULTILINE)
+
+
 CURL = ("curl", "--disable", "--silent", "--show-error", "--fail-with-body")
 """Without ~/.curlrc."""
 

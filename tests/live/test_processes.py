@@ -29,7 +29,9 @@ from live.servers import (
     Nginx,
     Recorder,
     Recording,
+    complaints,
     inspect_json,
+    run_tlscap,
     stop,
     wait_until,
 )
@@ -71,6 +73,22 @@ def running(*command: str | Path | int, **options: Any) -> Iterator[subprocess.P
             yield process
         finally:
             stop(process)
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(record: Recorder) -> Iterator[None]:
+    """tshark has no warning about any recording made here, in both framings.
+
+    It is told to look no deeper than TLS and TCP: in noise its heuristics would find anything.
+    """
+    yield
+    for sidecar in sorted(record.folder.glob("recording-*.tlscap.zst")):
+        for framing, layer in (("tls-null", "tls.port==0-65535,data"), ("plain", "tcp.port==0-65535,data")):
+            file = record.folder / f"{framing}.pcapng"
+            done = run_tlscap("rebuild", sidecar, "-o", file, "--framing", framing, "--force")
+            assert done.returncode == 0, done.stderr
+            options = ("-d", layer, "-d", "tcp.port==0-65535,tls") if framing == "tls-null" else ("-d", layer)
+            assert complaints(record.folder, file, *options) == [], (sidecar.name, framing)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
@@ -231,6 +249,26 @@ def test_many_short_programs(record: Recorder, nginx: Nginx) -> None:
     }
     assert found == logged()
     assert {each["flow"]["tuple_source"] for each in exchanges} == {"syscall"}
+
+
+RENAMES_ITSELF = """
+import ctypes, ssl, sys, urllib.request
+ctypes.CDLL(None).prctl(15, b"MainThread", 0, 0, 0)  # PR_SET_NAME, as Node 24 does
+urllib.request.urlopen(sys.argv[1], context=ssl.create_default_context(cafile=sys.argv[2])).read()
+"""
+
+
+def test_program_that_renames_itself(record: Recorder, nginx: Nginx, tmp_path: Path) -> None:
+    """--comm goes by the name of the program's file, too, as far as a process's name would have shown it."""
+    program = tmp_path / "a-long-odd-name.bin"
+    shutil.copy(os.path.realpath("/usr/bin/python3"), program)
+    with record.running("--comm", program.name) as started:
+        for path in (program, "/usr/bin/python3"):
+            command = [path, "-c", RENAMES_ITSELF, f"{nginx.url}/say/renamed", nginx.certificates.ca]
+            subprocess.run(list(map(str, command)), env=CLEAN_ENVIRONMENT, check=True)
+    (exchange,) = inspect_json(started.recording().sidecar)
+    assert exchange["process"]["comm"] == "MainThread"
+    assert exchange["url"] == f"{nginx.url}/say/renamed"
 
 
 HOLD = 3

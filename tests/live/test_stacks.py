@@ -32,9 +32,9 @@ from live.servers import (
     Recorder,
     Recording,
     all_bodies,
+    complaints,
     run_tlscap,
     stop,
-    tshark,
     wait_until,
 )
 from live.stacks.plan import steps
@@ -378,13 +378,6 @@ def judge(recording: Recording, said: Said, row: Row) -> None:
     assert recording.complete, recording.stderr
 
 
-def complaints(folder: Path, file: Path, decode_as: str) -> list[str]:
-    """Sections of tshark's expert information that are worse than a note; contents are taken for what they are."""
-    # gRPC's messages are noise here, no Protocol Buffers.
-    output = tshark(folder, "-r", file, "-d", decode_as, "--disable-protocol", "protobuf", "-q", "-z", "expert")
-    return re.findall(r"^(?:Errors|Warns).*(?:\n.+)*", output, re.MULTILINE)
-
-
 def expect_no_complaints(recording: Recording, said: Said, folder: Path) -> None:
     """tshark has no warning about the recording, nor about the same in the other framing.
 
@@ -393,11 +386,11 @@ def expect_no_complaints(recording: Recording, said: Said, folder: Path) -> None
     port, protocol = said.remote.port, {"http": "http", "grpc": "http2"}.get(said.stack.speaks, "data")
     # What HTTP/2 over TLS is, tshark takes from ALPN only.
     as_what = f"tcp.port=={port},tls" if protocol == "http2" else f"tls.port=={port},{protocol}"
-    assert complaints(folder, recording.pcapng, as_what) == []
+    assert complaints(folder, recording.pcapng, "-d", as_what) == []
     plain = recording.base.with_name("plain.pcapng")
     assert run_tlscap("rebuild", recording.sidecar, "-o", plain, "--framing", "plain").returncode == 0
     assert plain.read_bytes() != recording.pcapng.read_bytes()
-    assert complaints(folder, plain, f"tcp.port=={port},{protocol}") == []
+    assert complaints(folder, plain, "-d", f"tcp.port=={port},{protocol}") == []
 
 
 @contextlib.contextmanager

@@ -179,7 +179,10 @@ def _ring_size(wanted: int) -> int:
 @click.option("-p", "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Record this process. Repeatable.")
 @click.option("--follow", is_flag=True, help="With --pid: its children, and libraries loaded later, too.")
 @click.option(
-    "--comm", "comms", multiple=True, help="Record processes of this name (as in /proc/PID/comm). Repeatable."
+    "--comm",
+    "comms",
+    multiple=True,
+    help="Record processes of this name (as in /proc/PID/comm), or whose program's file has it. Repeatable.",
 )
 @click.option(
     "--uid",
