@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import os
 import platform
@@ -179,7 +180,10 @@ def debian(suite: str, *packages: str) -> Path:
             for path in work.glob("*.deb"):
                 run("dpkg-deb", "--extract", path, folder, cwd=work)
 
-    return fetched(f"debian-{suite}-{platform.machine()}/{'+'.join(packages)}", fetch)
+    name = "+".join(packages)
+    if len(name) > os.pathconf("/", "PC_NAME_MAX"):
+        name = f"{packages[0]}+{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return fetched(f"debian-{suite}-{platform.machine()}/{name}", fetch)
 
 
 def one(folder: Path, pattern: str) -> Path:
