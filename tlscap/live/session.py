@@ -6,6 +6,8 @@ Three processes share the work, each with only what it needs:
 - the *recorder* (`spool`) moves samples from the ring into the sidecar; it has no privileges;
 - the *view* (`view`) writes the pcapng from the sidecar; it has no privileges either, and may lag.
 
+With ``--redact`` the recorder's sidecar is in memory, and the view writes both files from it at the end, without the secrets.
+
 When the session dies, even by SIGKILL, the kernel removes its probes, the recorder sees its socket close,
 writes what the ring still holds and closes the sidecar; the view finishes the pcapng.
 """
@@ -25,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tlscap
 from tlscap import decode
@@ -57,7 +59,13 @@ from tlscap.live.spool import (
 )
 from tlscap.live.targets import User
 
+if TYPE_CHECKING:
+    from tlscap.live.view import Redactor
+
 DEFAULT_RING = 64 << 20
+REDACT_LIMIT = 256 << 20
+"""Bytes of plaintext that a recording holds in memory to take secrets out of it."""
+_PASSED = (Counter.BYTES_IN, Counter.BYTES_OUT)
 CONNECTION = struct.Struct("=QQQQIIII")  # struct connection: id, bytes[2], handshake start, calls, flags, pid, pad
 CONNECTION_KEY = struct.Struct("=QII")  # struct connection_key: ssl, pid, incarnation
 PROCESS_VALUE = struct.Struct("=QII")  # struct process: start_ns, incarnation, flags
@@ -100,6 +108,8 @@ class Request:
     rotate_s: float = 0
     keep: int = 0
     force: bool = False
+    redact: Redactor | None = None
+    """Takes secrets out before anything is written: the recording is held in memory until its end."""
 
     @property
     def rotates(self) -> bool:
@@ -328,8 +338,13 @@ class Session:
             rotated_name(name, self._part_number) if name and name != "-" and request.rotates else name
             for name in (request.sidecar, request.pcapng)
         ]
+        redacted = -1
         with acting_as(self._user):
-            sidecar = self._create(names[0]) if names[0] else self._create_unnamed()
+            if request.redact:
+                redacted = self._create(names[0]) if names[0] else -1
+                sidecar = os.memfd_create("tlscap", os.MFD_CLOEXEC)
+            else:
+                sidecar = self._create(names[0]) if names[0] else self._create_unnamed()
             source = os.open(f"/proc/self/fd/{sidecar}", os.O_RDONLY | os.O_CLOEXEC)
             pcapng = -1
             if names[1] == "-":
@@ -338,7 +353,7 @@ class Session:
                 pcapng = self._create(names[1])
         self._part_begun = time.monotonic()
         self._status.sidecar_size = 0
-        return _Part(sidecar, source, pcapng, [name for name in names if name and name != "-"])
+        return _Part(sidecar, source, pcapng, redacted, [name for name in names if name and name != "-"])
 
     def _create(self, path: str) -> int:
         """A new file, readable by its owner only.  Written in place: what a killed recorder leaves is where one looks."""
@@ -403,12 +418,17 @@ class Session:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             drop(self._user)
             source = os.fdopen(part.source, "rb")
-            target = os.fdopen(part.pcapng, "wb", buffering=0) if part.pcapng >= 0 else None
-            return View(source, target, announced, view_end, self._request.framing, live=self._live).run()
+            target, redacted = (
+                os.fdopen(fd, "wb", buffering=0) if fd >= 0 else None for fd in (part.pcapng, part.redacted)
+            )
+            view = View(source, target, announced, view_end, self._request.framing, live=self._live)
+            if self._request.redact:
+                view.redact(self._request.redact, redacted)
+            return view.run()
 
-        child = fork_child(show, part.source, part.pcapng, view_end.fileno(), announced.fileno())
+        child = fork_child(show, *part.of_view, view_end.fileno(), announced.fileno())
         self._views.append(_View(child, report, part))
-        for fd in (part.source, part.pcapng):
+        for fd in part.of_view:
             if fd >= 0:
                 os.close(fd)
         view_end.close()
@@ -498,6 +518,11 @@ class Session:
             self._stop_reason = "duration"
         elif request.max_size and status.sidecar_size >= request.max_size:
             self._stop_reason = "size"
+        elif request.redact and sum(status.counters[each] for each in _PASSED) >= REDACT_LIMIT:
+            self._stop_reason = "memory"
+            status.notes.append(
+                f"recording ended: --redact holds everything in memory until the end, {REDACT_LIMIT >> 20} MiB at most"
+            )
         elif request.max_exchanges and status.exchanges >= request.max_exchanges:
             self._stop_reason = "exchanges"
         elif (request.rotate_size and status.sidecar_size >= request.rotate_size) or (
@@ -702,7 +727,13 @@ class _Part:
     sidecar: int
     source: int
     pcapng: int
+    redacted: int
+    """What the sidecar becomes when secrets are taken out of it: then ``sidecar`` and ``source`` are memory."""
     paths: list[str]
+
+    @property
+    def of_view(self) -> tuple[int, ...]:
+        return self.source, self.pcapng, self.redacted
 
 
 @dataclass(slots=True)

@@ -11,14 +11,18 @@ import os
 import select
 import struct
 import time
+from collections.abc import Callable
 from typing import BinaryIO
 
-from tlscap.errors import FormatError
+from tlscap.errors import FormatError, TlscapError
 from tlscap.http.exchanges import ExchangeBuilder
 from tlscap.live.spool import Channel
 from tlscap.model import Item
 from tlscap.rebuild import PcapngBuilder
 from tlscap.sidecar import SidecarReader
+
+Redactor = Callable[[str, BinaryIO | None, BinaryIO | None, str], None]
+"""Takes the path of a sidecar, where to write the sidecar and the pcapng without its secrets, and the framing."""
 
 REPORT_S = 0.2
 REST = 15
@@ -53,12 +57,22 @@ class View:
         self._exchanges = ExchangeBuilder()
         self._exchange_count = 0
         self._live = live
+        self._framing = framing
+        self._redactor: Redactor | None = None
+        self._redacted: tuple[BinaryIO | None, BinaryIO | None] = None, None
         self._held: list[bytes] = []
         self._held_size = 0
         self._written = 0
         self._reported = 0.0
         self._ended = False
         self._reader: SidecarReader | None = None
+
+    def redact(self, redactor: Redactor, sidecar: BinaryIO | None) -> None:
+        """Write nothing while the recording goes on; at its end, what is left of it without secrets."""
+        self._redactor = redactor
+        self._redacted = sidecar, self._target
+        self._target = None
+        self._builder = PcapngBuilder(self._framing, keep=_nothing)
 
     def run(self) -> int:
         """Returns an exit status: 0, or 5 when the pcapng could not be written."""
@@ -69,12 +83,18 @@ class View:
             for block in self._builder.finish():
                 self._hold(block)
             self._write()
+            if self._redactor:
+                self._redactor(f"/proc/self/fd/{self._source.fileno()}", *self._redacted, self._framing)
         except OSError as error:
             self._session.tell(error=error.strerror or str(error), broken_pipe=isinstance(error, BrokenPipeError))
             self._report(done=True)
             return 5
         except FormatError as error:
             self._session.tell(error=f"the sidecar just written can't be read: {error}")
+            self._report(done=True)
+            return 5
+        except TlscapError as error:
+            self._session.tell(error=str(error))
             self._report(done=True)
             return 5
         self._report(done=True)
