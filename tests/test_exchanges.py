@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Iterable
 from typing import Any
 
+import hpack
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -72,6 +73,49 @@ def test_an_answer_read_before_its_question_was_written(alpn: str) -> None:
     late: list[Item] = [Data(flow, IN, 0, OK, 884), Data(flow, OUT, 0, GET, 900)]
     assert [exchange.complete for exchange in build(late)] == [False, False]
     assert [bool(exchange.response) for exchange in build(late)] == [True, False]
+
+
+def test_an_http2_answer_read_before_its_question_was_written() -> None:
+    """Go writes requests in one goroutine and reads answers in another."""
+    ours, theirs = hpack.Encoder(), hpack.Encoder()
+
+    def head(encoder: hpack.Encoder, stream: int, *fields: tuple[str, str], flags: int = 5) -> bytes:
+        block = encoder.encode([hpack.NeverIndexedHeaderTuple(*field) for field in fields])
+        return len(block).to_bytes(3, "big") + bytes([1, flags]) + stream.to_bytes(4, "big") + block
+
+    def ask(stream: int) -> bytes:
+        return head(
+            ours, stream, (":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", f"/{stream}")
+        )
+
+    def answer(stream: int) -> bytes:
+        return head(theirs, stream, (":status", "404"), ("x", "y"))
+
+    flow = make_flow(alpn="h2")
+    offsets = [0, 0]
+
+    def passes(direction: Direction, data: bytes, time_ns: int) -> Data:
+        offsets[direction] += len(data)
+        return Data(flow, direction, offsets[direction] - len(data), data, time_ns)
+
+    items: list[Item] = [
+        passes(OUT, PREFACE + SETTINGS + ask(1), 100),
+        passes(IN, SETTINGS + answer(1), 200),
+        passes(IN, b"\0\0\4\x08\0\0\0\0\0\0\0\1\0" + answer(3), 400),  # WINDOW_UPDATE before it
+        passes(IN, answer(5), 420),
+        passes(OUT, ask(3) + ask(5), 300),
+        passes(OUT, ask(7), 500),
+        passes(IN, answer(7), 600),
+    ]
+    exchanges = build(items, finish=False)
+    assert [exchange.url for exchange in exchanges] == ["https://a/1", "https://a/3", "https://a/5", "https://a/7"]
+    assert all(exchange.complete and not exchange.problems for exchange in exchanges)
+    # A question that never comes is not waited for longer than until the next one, which came later.
+    late = [*items[:3], *items[5:]]
+    assert [exchange.url for exchange in build(late, finish=False)] == ["https://a/1", "", "https://a/7"]
+    # After a hole in what the client sends, nothing is waited for.
+    hole: list[Item] = [*items[:2], Gap(flow, OUT, 400, 50, GapReason.RING_FULL, 250), items[2]]
+    assert [exchange.url for exchange in build(hole, finish=False)] == ["https://a/1", ""]
 
 
 def test_times() -> None:

@@ -571,9 +571,11 @@ class _Conversation:
 
     def _is_early(self, observer: Observer, item: Data | Gap) -> bool:
         """Tell whether an item begins an answer to a question that was not seen."""
-        if self.flow.role is not Role.CLIENT or not isinstance(item, Data) or not isinstance(observer, Http1Connection):
+        if self.flow.role is not Role.CLIENT or not isinstance(item, Data):
             return False
-        return observer.idle and clear_start(item.data, Side.RESPONSE) is not False
+        if isinstance(observer, Http2Connection):
+            return observer.answers_ahead(item.data)
+        return isinstance(observer, Http1Connection) and observer.idle and clear_start(item.data, Side.RESPONSE) is not False
 
     def _flush(self, observer: Observer) -> list[AnyEvent]:
         """Have what waited for its question observed."""

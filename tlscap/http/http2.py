@@ -197,6 +197,13 @@ class Http2Connection:
         self._reader(side).finish(why)
         return self._taken()
 
+    def answers_ahead(self, data: bytes) -> bool:
+        """Tell whether the server's next bytes begin an answer on a stream that the client, as far as was fed, did not open.
+
+        Only said where both sides are understood so far: what was missed would be waited for in vain.
+        """
+        return self._responses.at_frame and self._responses.names_above(data, self._requests.newest)
+
     def _reader(self, side: Side) -> _RequestReader | _ResponseReader:
         return self._requests if side is Side.REQUEST else self._responses
 
@@ -727,6 +734,11 @@ class _RequestReader(_Reader):
 
     _newest = 0  # stream that a request was seen on
 
+    @property
+    def newest(self) -> int | None:
+        """The newest stream that the client opened; ``None`` when it may have opened some that were not seen."""
+        return None if self._heads_lost or self._state in (self._start, self._lost) else self._newest
+
     def _half_of(self, stream: Stream) -> Half:
         return stream.request
 
@@ -785,6 +797,21 @@ class _ResponseReader(_Reader):
 
     def _half_of(self, stream: Stream) -> Half:
         return stream.response
+
+    @property
+    def at_frame(self) -> bool:
+        """Whether the next byte is the first of a frame."""
+        return not self._held and self._state in (self._in_step, self._start)
+
+    def names_above(self, data: bytes, newest: int | None) -> bool:
+        """Tell whether whole frame headers of the bytes name a client's stream above the newest, in a head."""
+        pos = 0
+        while newest is not None and len(data) - pos >= FRAME_LENGTH:
+            high, low, kind, _, stream_id = FRAME.unpack_from(data, pos)
+            if kind == HEADERS and stream_id & 1 and stream_id & STREAM_MASK > newest:
+                return True
+            pos += FRAME_LENGTH + (high << 16 | low)
+        return False
 
     def _start(self, data: bytes, pos: int) -> int:
         # RFC 9113, 3.4: the server's preface is a SETTINGS frame.
