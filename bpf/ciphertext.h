@@ -290,19 +290,24 @@ INLINE void join_socket(void *sk, int moved, __u32 direction)
 		arrived(&key, sk);
 }
 
+/* Whether the buffer of the socket call that is running begins with a TLS record. */
+INLINE int carries_record(void)
+{
+	struct record_header h = {};
+	struct user_data data = {};
+
+	return socket_buffer(&data) && bpf_probe_read_user(&h, sizeof(h), (void *)data.address) == 0 && is_record(&h);
+}
+
 /*
  * Whether what a TLS call's thread sends can be TLS at all: inside one, programs also write to system logs and ask
  * other services.  Datagrams are QUIC's.
  */
 INLINE int sends_record(void *sk)
 {
-	struct record_header h = {};
-	struct user_data data = {};
 	__u16 protocol = 0;
 
 	KERNEL_READ(protocol, sk, sock, sk_protocol);
-	if (protocol == IPPROTO_UDP_)
-		return 1;
-	return socket_buffer(&data) && bpf_probe_read_user(&h, sizeof(h), (void *)data.address) == 0 && is_record(&h);
+	return protocol == IPPROTO_UDP_ || carries_record();
 }
 #endif

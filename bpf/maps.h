@@ -104,6 +104,7 @@ struct thread {
 	__u64 settled_epoch;
 	__u64 wants; /* its next socket call tells the address of: */
 	struct connection_key wanted;
+	__u64 unproven; /* if it carries a TLS record, see COOKIE_UNPROVEN */
 	__u64 goroutine; /* if it is made by this one, in this call; 0: by whatever runs here */
 	__u64 go_call;
 	/* A BIO_read inside a TLS call. */

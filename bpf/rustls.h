@@ -80,7 +80,7 @@ int enter_rustls(struct pt_regs *ctx)
 		}
 		call.ssl = of.ssl;
 		call.wanted = ADDRESS_WANTED;
-		want_address(thread, id, &of);
+		want_address(thread, id, &of, 0);
 	} else {
 		if (bpf_probe_read_user(&what, sizeof(what), (void *)PT_REGS_PARM2(ctx)))
 			return 0;

@@ -734,11 +734,12 @@ INLINE void settle(struct thread *thread, __u64 ssl, __u64 now)
 }
 
 /* The next socket call of this thread, up to the end of its TLS call, tells this connection's address. */
-INLINE void want_address(struct thread *thread, __u64 id, struct connection_key *key)
+INLINE void want_address(struct thread *thread, __u64 id, struct connection_key *key, __u8 unproven)
 {
 #ifndef TLSCAP_BCC
 	if (thread) {
 		thread->wanted = *key;
+		thread->unproven = unproven;
 		thread->goroutine = 0;
 		thread->wants = 1;
 		return;
@@ -809,7 +810,7 @@ INLINE enum entered enter_connection(struct config *c, struct thread *thread, st
 	}
 	/* At the end of a connection its round-trip time is known best: look once more. */
 	if (!(conn->flags & HAS_ADDRESS) || call->kind == CALL_SHUTDOWN) {
-		want_address(thread, id, &key);
+		want_address(thread, id, &key, call->unproven);
 		return ADDRESS_WANTED;
 	}
 	settle(thread, call->ssl, now);
@@ -1613,10 +1614,17 @@ INLINE int report_socket(struct config *c, struct connection *conn, void *sk, __
 #endif
 
 #ifndef TLSCAP_BCC
-/* Whether a socket call on this thread is made for the TLS call that is running on it. */
-INLINE int is_of_call(struct thread *thread, void *sk, int outbound)
+/*
+ * Whether a socket call on this thread is made for the TLS call that is running on it; `brought` is how many bytes are in its buffer.
+ * What a TLS library receives can be any part of a record; what an unproven function receives must begin with one.
+ */
+INLINE int is_of_call(struct thread *thread, void *sk, int outbound, int brought)
 {
-	return thread && (!thread->goroutine || goroutine_calls(thread)) && (!outbound || sends_record(sk));
+	if (!thread || (thread->goroutine && !goroutine_calls(thread)))
+		return 0;
+	if (thread->unproven)
+		return (outbound || brought >= RECORD_HEADER) && carries_record();
+	return !outbound || sends_record(sk);
 }
 
 INLINE int sends(long number)
@@ -1664,7 +1672,7 @@ INLINE int on_syscall_enter(struct bpf_raw_tracepoint_args *ctx, int modern)
 	if (!sk)
 		return 0;
 #ifndef TLSCAP_BCC
-	if (modern && !is_of_call(thread, sk, sends((long)ctx->args[1])))
+	if (modern && !is_of_call(thread, sk, sends((long)ctx->args[1]), 0))
 		return 0;
 #endif
 	if (report_socket(c, conn, sk, (__u32)fd))
@@ -1725,7 +1733,7 @@ INLINE int on_socket_call(struct bpf_raw_tracepoint_args *ctx, __u32 direction)
 	struct thread *thread = THREAD_OF(HAS_THREADS, 0);
 	void *sk = (void *)ctx->args[0];
 
-	if (thread && thread->wants && is_of_call(thread, sk, direction == OUTBOUND))
+	if (thread && thread->wants && is_of_call(thread, sk, direction == OUTBOUND, (int)ctx->args[1]))
 		on_socket(sk, thread);
 	if (somebody_joins())
 		join_socket(sk, (int)ctx->args[1], direction);

@@ -61,6 +61,9 @@ API void SSL_get0_alpn_selected(void *ssl, const unsigned char **data, unsigned 
 	*length = 2;
 }
 
+static const char *server_name;
+API const char *SSL_get_servername(void *ssl, int type) { BODY(19); return server_name; }
+
 /* What QUIC does: a read on one object reads from another inside. */
 API int outer_read(void *outer, void *inner, char *buf)
 {
@@ -135,6 +138,8 @@ int main(int argc, char **argv)
 	SSL_set_connect_state(one);
 	SSL_ctrl(one, 55, 0, "fake.example");
 	SSL_ctrl(one, 33, 0, "not a name");
+	server_name = "other.example";
+	SSL_get_servername(one, 0); /* it has a name already */
 	SSL_clear(one); /* as a handshake does at its beginning: still the same connection */
 	result = -1;
 	SSL_do_handshake(one);
@@ -178,6 +183,10 @@ int main(int argc, char **argv)
 	SSL_free(one);
 
 	SSL_set_accept_state(two);
+	server_name = NULL;
+	SSL_get_servername(two, 0);
+	server_name = "served.example";
+	SSL_get_servername(two, 0);
 	memcpy(buf, "inner", 5);
 	outer_read(two, three, buf);
 	SSL_clear(two); /* used again, for another connection */

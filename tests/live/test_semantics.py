@@ -8,108 +8,23 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from live.scenes import AT_RETURNS, Runner, Scene, at_returns, bounded, compiled, modern
 from live.servers import run_tlscap
-from tlscap.capture import open_capture
-from tlscap.decode import AddressEvent, MarkEvent, decode
-from tlscap.model import Data, Direction, Flow, FlowClosed, Gap, GapReason, HalfClosed, Item, Role
-from tlscap.sidecar import SidecarReader
+from tlscap.model import Direction, GapReason, Role
 
 pytestmark = pytest.mark.live
 
 BIG = 3_000_000
 SOURCE = Path(__file__).parent / "fake_tls.c"
-OLD_KERNEL = """
-import sys
-from tlscap.live.libbpf import LibbpfLoader
-
-load = LibbpfLoader.__init__
-LibbpfLoader.__init__ = lambda self, settings: load(self, settings, bounded=True)
-sys.argv[0] = "tlscap"
-from tlscap.cli.main import main
-
-main()
-"""
-
-
-AT_RETURNS = """
-import sys
-from tlscap.live import sitecache, sites
-
-sites.return_probes_are_safe = lambda: False
-sitecache._version = lambda: "probes on return instructions"
-sys.argv[0] = "tlscap"
-from tlscap.cli.main import main
-
-main()
-"""
-
-
-def modern(*arguments: str | Path) -> bytes:
-    done = run_tlscap(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def bounded(*arguments: str | Path) -> bytes:
-    """`tlscap` with the programs that kernels before 5.17 get."""
-    done = subprocess.run([sys.executable, "-c", OLD_KERNEL, *map(str, arguments)], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def at_returns(*arguments: str | Path) -> bytes:
-    """`tlscap` as on kernels whose return probes can kill a target."""
-    done = subprocess.run([sys.executable, "-c", AT_RETURNS, *map(str, arguments)], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("fake") / "fake_tls"
-    subprocess.run(["gcc", "-O0", "-w", "-rdynamic", str(SOURCE), "-o", str(path)], check=True)
-    return path
-
-
-class Scene:
-    """The flows of a recording: streams as text with holes, and what else happened."""
-
-    def __init__(self, path: Path) -> None:
-        self.flows: list[Flow] = []
-        self.streams: dict[tuple[int, Direction], list[bytes | tuple[int, GapReason]]] = {}
-        self.ends: list[tuple[int, str]] = []
-        with open_capture(str(path)) as capture:
-            for item in capture.items():
-                self._take(item)
-        with path.open("rb") as file:
-            self.marks = [
-                event
-                for frame in SidecarReader(file).frames()
-                for event in decode(frame)
-                if isinstance(event, MarkEvent)
-            ]
-
-    def _take(self, item: Item) -> None:
-        if item.flow not in self.flows:
-            self.flows.append(item.flow)
-        match item:
-            case Data():
-                parts = self.streams.setdefault((item.flow.id, item.direction), [])
-                if parts and isinstance(parts[-1], bytes):
-                    parts[-1] += item.data
-                else:
-                    parts.append(item.data)
-            case Gap():
-                self.streams.setdefault((item.flow.id, item.direction), []).append((item.length, item.reason))
-            case HalfClosed():
-                self.ends.append((item.flow.id, item.direction.name))
-            case FlowClosed():
-                self.ends.append((item.flow.id, "closed"))
+    return compiled(tmp_path_factory.mktemp("fake"), SOURCE)
 
 
 def big() -> bytes:
@@ -117,11 +32,10 @@ def big() -> bytes:
 
 
 @pytest.mark.parametrize("tlscap", [modern, bounded, at_returns])
-def test_reuse(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> None:
+def test_reuse(program: Path, tmp_path: Path, tlscap: Runner) -> None:
     """An SSL* on another socket, freed, and in another program on the same thread: nothing old is believed."""
-    ports = [
-        int(port) for port in tlscap("record", "-q", "-o", tmp_path / "scene", "--", program, "reuse", "1").split()
-    ]
+    done = tlscap("record", "-q", "-o", tmp_path / "scene", "--", program, "reuse", "1")
+    ports = [int(port) for port in done.stdout.split()]
     scene = Scene(tmp_path / "scene.tlscap.zst")
 
     moved, freed, replaced = sorted(scene.flows, key=lambda flow: flow.id)
@@ -133,14 +47,13 @@ def test_reuse(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> N
     ]
     assert moved.ssl == freed.ssl == replaced.ssl
     assert [flow.local and flow.local.port for flow in (moved, freed, replaced)] == [ports[1], ports[1], ports[2]]
-    with (tmp_path / "scene.tlscap.zst").open("rb") as file:
-        events = [event for frame in SidecarReader(file).frames() for event in decode(frame)]
-    seen = [event.local_port for event in events if isinstance(event, AddressEvent)]
-    assert seen == [ports[0], ports[1], ports[1], ports[2]], "each socket is told of once"
+    assert [event.local_port for event in scene.addresses] == [ports[0], ports[1], ports[1], ports[2]], (
+        "each socket is told of once"
+    )
 
 
 @pytest.mark.parametrize("tlscap", [modern, bounded, at_returns])
-def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> None:
+def test_scene(program: Path, tmp_path: Path, tlscap: Runner) -> None:
     """Every function does to the streams what its documentation says, and nothing else."""
     tlscap("record", "-q", "-o", tmp_path / "scene", "--", program, BIG)
     scene = Scene(tmp_path / "scene.tlscap.zst")
@@ -169,7 +82,7 @@ def test_scene(program: Path, tmp_path: Path, tlscap: Callable[..., bytes]) -> N
     by_stream = {inner.ssl: inner, nested.ssl: nested}
     assert scene.streams[by_stream[0x3000].id, Direction.INBOUND] == [b"inner"]
     assert scene.streams[by_stream[0x2000].id, Direction.INBOUND] == [b"outer"]
-    assert by_stream[0x2000].role is Role.SERVER
+    assert (by_stream[0x2000].role, by_stream[0x2000].sni) == (Role.SERVER, "served.example")
 
     assert recycled.ssl == 0x2000
     assert scene.streams[recycled.id, Direction.OUTBOUND] == [

@@ -39,14 +39,29 @@ from live.servers import (
 )
 from live.stacks.plan import steps
 from live.subjects import FETCHING_S, HERE, LARGE, STACKS, Missing, Stack, wheels
+from tlscap import decode
 from tlscap.capture import open_capture
+from tlscap.live.catalogue import FLAVORS, Flavor, Function, Funnel
+from tlscap.live.loader import CallKind
 from tlscap.model import Data, Direction, Endpoint, Flow, Gap, HalfClosed
+from tlscap.sidecar import SidecarReader
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(FETCHING_S)]
 
 GRPC_PREFIX = 5  # bytes: a flag and the length, in front of every message (gRPC over HTTP/2, "Length-Prefixed-Message")
 MOVES = re.compile(r"read|write|recv|send|plaintext", re.IGNORECASE)
 MARKS = re.compile(r"early|sendfile|set|write_to", re.IGNORECASE)
+
+
+def kinds(flavor: Flavor) -> dict[str, int]:
+    """What a call of each function of a library is recorded as."""
+    table = flavor.table.functions if flavor.table else ()
+    rows: list[Function | Funnel] = [*flavor.functions, *flavor.funnels, *(row for _, row in table)]
+    return {row.name: (CallKind.READ if row.kind is CallKind.RECV_FLAGS else row.kind).value for row in rows}
+
+
+KINDS = {name: kind for flavor in FLAVORS for name, kind in kinds(flavor).items()}
+"""Functions of Go's and rustls's are not in it."""
 
 
 # --- The table ---
@@ -320,19 +335,38 @@ class Heard:
             self.turns.append((item.direction, before + len(item.data)))
 
 
+def carriers(sidecar: Path) -> set[int]:
+    """Kinds of the calls that moved bytes (`CallKind`): of each call, the record says what it was."""
+    found = set()
+    with sidecar.open("rb") as file:
+        for frame in SidecarReader(file).frames():
+            at = 0
+            while at < len(frame):
+                kind, _, size, *_ = decode.HEADER.unpack_from(frame, at)
+                if kind == decode.SAMPLE_DATA:
+                    found.add(decode.DATA.unpack_from(frame, at + decode.HEADER.size)[7])
+                at += size + 7 & ~7
+    return found
+
+
 def functions(recording: Recording, flow: Flow) -> str:
-    """The functions that carry bytes and were hooked in the process's libraries, by file, as ``--verbose`` says."""
+    """The hooked functions that carry bytes, by file, of the process's libraries whose functions carried these, as ``--verbose`` says."""
     libraries = {library.path for library in flow.process.libraries}
+    used = carriers(recording.sidecar)
     found: dict[str, list[str]] = {}
-    path = ""
+    name = ""
     for line in recording.stderr.splitlines():
-        if match := re.match(r"tlscap: (/.*?): \S+, build id", line):
-            path = match[1]
-        elif (match := re.match(r"tlscap:   (\S+) +0x", line)) and path in libraries:
-            name = match[1]
-            if MOVES.search(name) and not MARKS.search(name):
-                found.setdefault(Path(path).name, []).append(name)
-    return "; ".join(f"{file}: {', '.join(names)}" for file, names in found.items())
+        if match := re.match(r"tlscap: (/.*?): (.*), build id", line):
+            path, flavor = match.groups()
+            name = Path(path).name if path in libraries else ""
+            how = ", by signature" if flavor.endswith("by signature") else ""
+        elif (match := re.match(r"tlscap:   (\S+) +0x", line)) and name:
+            function = match[1]
+            if MOVES.search(function) and not MARKS.search(function):
+                found.setdefault(f"{name}: {{}}{how}", []).append(function)
+    # A program may map several libraries; the kinds of functions tell them apart.
+    carried = {file: names for file, names in found.items() if any(KINDS.get(each) in {None, *used} for each in names)}
+    return "; ".join(file.format(", ".join(names)) for file, names in carried.items())
 
 
 def expect_streams(heard: Heard, flow: Flow, said: Said) -> None:

@@ -296,8 +296,8 @@ NEED_COOKIES = frozenset(
 
 
 def works_bounded(point: AttachPoint) -> bool:
-    """Whether the programs for older kernels know what to do with a function."""
-    return point.kind not in NEED_COOKIES and not point.returns
+    """Whether the programs for older kernels know what to do with a function; they can't prove what was found by signature."""
+    return point.kind not in NEED_COOKIES and not point.returns and not point.unproven
 
 
 def for_older_kernels(points: Sequence[AttachPoint]) -> list[AttachPoint]:

@@ -1,4 +1,4 @@
-/* NSS, by PR_Read and PR_Write; with "recv" as EXTRA by PR_Recv and PR_Send. */
+/* NSS, by PR_Read and PR_Write; with "recv" as EXTRA by PR_Recv, which looks before it takes, and PR_Send. */
 #include <nspr.h>
 #include <nss.h>
 #include <private/pprio.h>
@@ -41,9 +41,20 @@ static long tls_write(const char *from, size_t size)
 	return sockets ? PR_Send(connection, from, size, 0, PR_INTERVAL_NO_TIMEOUT) : PR_Write(connection, from, size);
 }
 
+static long receive(char *into, size_t size)
+{
+	static char seen[4096];
+	long peeked = PR_Recv(connection, seen, size < sizeof seen ? size : sizeof seen, PR_MSG_PEEK, PR_INTERVAL_NO_TIMEOUT);
+	long done = PR_Recv(connection, into, size, 0, PR_INTERVAL_NO_TIMEOUT);
+
+	if (peeked > done || (peeked > 0 && memcmp(seen, into, peeked)))
+		fail("PR_MSG_PEEK", peeked);
+	return done;
+}
+
 static long tls_read(char *into, size_t size)
 {
-	return sockets ? PR_Recv(connection, into, size, 0, PR_INTERVAL_NO_TIMEOUT) : PR_Read(connection, into, size);
+	return sockets ? receive(into, size) : PR_Read(connection, into, size);
 }
 
 static void tls_close(void)
