@@ -13,6 +13,8 @@ hypothesis.settings.register_profile("tlscap", deadline=None)
 hypothesis.settings.load_profile("tlscap")
 
 BTF = "/sys/kernel/btf/vmlinux"
+collect_ignore = ["sample_project"]  # its tests are run by test_pytest_plugin.py
+
 MUST_RUN = bool(os.environ.get("TLSCAP_REQUIRE_LIVE"))
 
 

@@ -61,7 +61,7 @@ class Capture:
     def note(self) -> str:
         """Who made the capture and where, in one line; known after a pass over a sidecar."""
         start = self.table.start if self.table else {}
-        return " ".join(str(start[key]) for key in ("tool", "host", "os") if start.get(key))
+        return " ".join(str(start[key]) for key in ("tool", "origin", "host", "os") if start.get(key))
 
     def items(self) -> Iterator[Item]:
         """Everything that happened, in order.  Raises `FormatError` naming the file; `TruncatedError` becomes a note."""

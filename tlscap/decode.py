@@ -62,6 +62,13 @@ RECORD_CARRY = 262
 NAME_SNI, NAME_ALPN = 1, 2
 FLAG_NO_STATE = 1
 FLAG_CIPHERTEXT = 2
+REWRITTEN_IMPORTED = 0x4000
+"""A flag that the kernel never sets, of an address: taken over from another program's file."""
+REWRITTEN_PLAINTEXT = 0x8000
+"""Likewise, of an open record: the connection was not encrypted."""
+
+NO_NUMBER = 0xFFFFFFFF
+"""Of a process, its parent or its user: not known.  None of them can have this number."""
 
 
 @dataclass(slots=True)
@@ -89,6 +96,7 @@ class OpenEvent:
     start_ns: int
     midstream: bool
     role: int
+    plaintext: bool = False
 
 
 @dataclass(slots=True)
@@ -104,6 +112,8 @@ class AddressEvent:
     srtt_us: int
     by_ciphertext: bool = False
     """The socket carried a TLS record of the connection; else, the connection's own call used the socket."""
+    imported: bool = False
+    """Taken over from another program's file; each end whose port is 0 is not known."""
 
 
 @dataclass(slots=True)
@@ -287,12 +297,14 @@ def _small(kind: int, flags: int, body: bytes, time_ns: int, pid: int, conn: int
     match kind:
         case 2:
             ssl, start_ns, midstream, role = OPEN.unpack_from(body)
-            return OpenEvent(time_ns, pid, conn, ssl, start_ns, bool(midstream), role)
+            return OpenEvent(
+                time_ns, pid, conn, ssl, start_ns, bool(midstream), role, bool(flags & REWRITTEN_PLAINTEXT)
+            )
         case 3:
             local, remote, family, local_port, remote_port, protocol, srtt, _ = ADDRESS.unpack_from(body)
-            by_ciphertext = bool(flags & FLAG_CIPHERTEXT)
+            by_ciphertext, imported = bool(flags & FLAG_CIPHERTEXT), bool(flags & REWRITTEN_IMPORTED)
             return AddressEvent(
-                time_ns, conn, family, local, local_port, remote, remote_port, protocol, srtt, by_ciphertext
+                time_ns, conn, family, local, local_port, remote, remote_port, protocol, srtt, by_ciphertext, imported
             )
         case 4:
             return HandshakeEvent(time_ns, conn, HANDSHAKE.unpack_from(body)[0])

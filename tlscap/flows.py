@@ -56,6 +56,12 @@ REASONS = {
     3: GapReason.NOT_IN_MEMORY,
     4: GapReason.CALL_TOO_LARGE,
 }
+REWRITTEN_REASONS = {
+    253: GapReason.RING_FULL,
+    254: GapReason.NOT_CAPTURED,
+    255: GapReason.WITHHELD,
+}
+"""What the kernel never says, but captures that were written from exchanges (`tlscap.rewrite`)."""
 BOTH = (Direction.INBOUND, Direction.OUTBOUND)
 
 
@@ -193,11 +199,11 @@ class FlowTable:
 
     def _process(self, event: ProcessEvent) -> None:
         process = Process(
-            pid=event.pid,
+            pid=_known(event.pid),
             start_ns=event.start_ns,
             comm=event.comm,
-            ppid=event.ppid,
-            uid=event.uid,
+            ppid=_known(event.ppid),
+            uid=_known(event.uid),
             cmdline=event.cmdline,
             exe=event.exe,
         )
@@ -209,7 +215,7 @@ class FlowTable:
     def _process_of(self, pid: int, start_ns: int) -> Process:
         known = self._processes.get(pid)
         if known is None or (start_ns and known.start_ns not in (0, start_ns)):
-            known = self._processes[pid] = Process(pid=pid, start_ns=start_ns)
+            known = self._processes[pid] = Process(pid=_known(pid), start_ns=start_ns)
         return known
 
     def _new(self, conn: int, pid: int, start_ns: int, time_ns: int) -> _State:
@@ -224,6 +230,7 @@ class FlowTable:
             state.flow.joined_midstream = event.midstream
         flow = state.flow
         flow.ssl = event.ssl
+        flow.plaintext |= event.plaintext
         if event.role in (Role.CLIENT, Role.SERVER):
             flow.role = Role(event.role)
         return [FlowUpdated(flow, time_ns)] if state.used else []
@@ -250,7 +257,7 @@ class FlowTable:
             self.totals.counted[direction] += len(event.data)
         missing = event.length - len(event.data)
         if missing:
-            reason = REASONS.get(event.reason, GapReason.UNKNOWN)
+            reason = REASONS.get(event.reason) or REWRITTEN_REASONS.get(event.reason, GapReason.UNKNOWN)
             items.append(self._gap(flow, direction, event.offset + len(event.data), missing, reason, time_ns))
         state.known[direction] = event.offset + event.length
         if event.no_state:
@@ -290,6 +297,11 @@ class FlowTable:
         return []
 
 
+def _known(number: int) -> int:
+    """Return the number of a process or a user, -1 for the one that says that it is not known."""
+    return -1 if number == decode.NO_NUMBER else number
+
+
 def _add_details(process: Process, body: dict[str, object]) -> None:
     process.exe = str(body.get("exe") or process.exe)
     libraries = body.get("libraries")
@@ -306,9 +318,13 @@ def _set_address(flow: Flow, event: AddressEvent) -> None:
     if event.family in (AF_INET, AF_INET6):
         size = 4 if event.family == AF_INET else 16
         flow.local = Endpoint(_address(event.local[:size]), event.local_port)
+        if event.imported and not event.local_port:
+            flow.local = None
         # A socket that is not connected says no peer: QUIC may serve several.
         flow.remote = Endpoint(_address(event.remote[:size]), event.remote_port) if event.remote_port else None
         flow.tuple_source = TupleSource.CIPHERTEXT if event.by_ciphertext else TupleSource.SYSCALL
+        if event.imported:
+            flow.tuple_source = TupleSource.IMPORTED
     if event.srtt_us:
         flow.srtt_us = event.srtt_us
 

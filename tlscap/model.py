@@ -64,6 +64,8 @@ class GapReason(enum.Enum):
     """One call larger than this kernel's bounded copy loop."""
     NOT_CAPTURED = "not-captured"
     """Imported: it is certain that the bytes passed, but the file that was imported does not hold them."""
+    WITHHELD = "withheld"
+    """Left out on purpose: scrubbing could not look into them."""
     UNKNOWN = "unknown"
     """The byte ledger jumped and nothing else is known."""
 

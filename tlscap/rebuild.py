@@ -65,5 +65,6 @@ class PcapngBuilder:
             tool=tool if tool.startswith("tlscap") else "tlscap",
             os=str(start.get("os", "")),
             hardware=str(start.get("hardware", "")),
+            origin=str(start.get("origin", "")),
         )
         return self._synthesizer

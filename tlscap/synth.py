@@ -58,6 +58,10 @@ SYNTHETIC_COMMENT: Final = (
     "Ethernet, IP, TCP and TLS framing is synthetic; the application data was captured by tlscap in the process"
 )
 
+REWRITTEN_COMMENT: Final = (
+    "Ethernet, IP, TCP and TLS framing is synthetic; the application data was written by tlscap: {origin}"
+)
+
 DROPPED_COMMENT: Final = "tlscap: dropped without close_notify"
 """On the FIN of a side that never said that it was done."""
 
@@ -98,19 +102,28 @@ class Synthesizer:
     """
 
     def __init__(
-        self, framing: str = "auto", *, tool: str, os: str = "", hardware: str = "", comment: str = ""
+        self,
+        framing: str = "auto",
+        *,
+        tool: str,
+        os: str = "",
+        hardware: str = "",
+        comment: str = "",
+        origin: str = "",
     ) -> None:
         """Choose the framing: ``tls-null``, ``plain``, or ``auto`` by the server's port (`tlsnull.PLAIN_PORTS`).
 
-        ``tool`` names the writer and must start with "tlscap", which is what the reader goes by.
+        ``tool`` names the writer and must start with "tlscap", which is what the reader goes by.  ``origin`` says what was
+        done to the data, when it is not what a process said, byte for byte.
         """
         if framing not in FRAMINGS:
             raise ValueError(f"framing is one of {', '.join(FRAMINGS)}, not {framing!r}")
         if not tool.startswith("tlscap"):
             raise ValueError("the tool's name must start with 'tlscap'")
         self._framing = framing
+        first = REWRITTEN_COMMENT.format(origin=origin) if origin else SYNTHETIC_COMMENT
         self._header = pcapng.section_header(
-            application=tool, os=os, hardware=hardware, comments=[SYNTHETIC_COMMENT, *([comment] if comment else [])]
+            application=tool, os=os, hardware=hardware, comments=[first, *([comment] if comment else [])]
         )
         self._interfaces: dict[tuple[int, int], _Interface] = {}
         self._connections: dict[int, _Connection] = {}

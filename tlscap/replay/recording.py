@@ -21,7 +21,7 @@ from tlscap.http.content import ContentDecoder, ContentError
 from tlscap.http.events import AnyEvent, BodyData, BodyGap, Header, RequestHead, ResponseHead, Side
 from tlscap.http.exchanges import Exchange, ExchangeBuilder, Message
 from tlscap.http.messages import AppMessage
-from tlscap.model import Data, Endpoint, Flow, Gap, Role
+from tlscap.model import Data, Endpoint, Flow, Gap, GapReason, Role
 
 MEMORY_LIMIT: Final = 512 << 20
 """Bytes that `load` holds, unless told otherwise."""
@@ -41,6 +41,16 @@ class Piece(NamedTuple):
     time_ns: int
     other_bytes: int
     """How many bytes of the other side's body had passed before: an answer that began before its question ended."""
+
+
+class Hole(NamedTuple):
+    """Bytes of a body that passed but are not stored."""
+
+    offset: int
+    """How many bytes of the body, those of other holes not counted, come before it."""
+    length: int
+    reason: GapReason
+    time_ns: int
 
 
 class Interim(NamedTuple):
@@ -81,6 +91,10 @@ class RecordedMessage:
     trailers: tuple[Header, ...] = ()
     missing: int = 0
     """Bytes of the body that passed but are not stored."""
+    holes: list[Hole] = field(default_factory=list)
+    """Where they are missing."""
+    complete: bool = True
+    """Whether every byte of it was seen."""
 
     @property
     def body(self) -> bytes:
@@ -114,6 +128,8 @@ class RecordedRequest(RecordedMessage):
     """``example.org`` or ``example.org:8443``: ``:authority``, Host, or that of an absolute target."""
     protocol: bytes = b""
     """HTTP/2's ``:protocol`` of an extended CONNECT."""
+    pushed: bool = False
+    """HTTP/2: promised by the server rather than sent by the client."""
 
 
 @dataclass(slots=True)
@@ -172,6 +188,10 @@ class Recording:
     """Exchanges that were recorded a second time, at the other end of their connection."""
     headless: int
     """Answers whose request was not seen: nothing can be done with them."""
+    others: int = 0
+    """Connections that speak no HTTP."""
+    unparsed: int = 0
+    """Bytes on HTTP connections, present or missing, that are no HTTP."""
 
     @property
     def incomplete(self) -> list[RecordedExchange]:
@@ -194,9 +214,14 @@ def load(path: str, wanted: str | Filter = "", *, memory: int = MEMORY_LIMIT) ->
     ``wanted`` is a filter (docs/filters.md).  Raises `tlscap.errors.FormatError` and `OutputError` as `open_capture` does, and
     `TlscapError` when the exchanges would take more than ``memory`` bytes.
     """
-    chosen = compile_filter(wanted) if isinstance(wanted, str) else wanted
     with open_capture(path) as capture:
-        return _Loader(capture, chosen, memory).run()
+        return load_from(capture, wanted, memory=memory)
+
+
+def load_from(capture: Capture, wanted: str | Filter = "", *, memory: int = MEMORY_LIMIT) -> Recording:
+    """Read a capture that is open already; see `load`.  It may be in memory: ``Capture(name, io.BytesIO(data))``."""
+    chosen = compile_filter(wanted) if isinstance(wanted, str) else wanted
+    return _Loader(capture, chosen, memory).run()
 
 
 def decoded(body: bytes, encodings: str, limit: int = DECODED_LIMIT) -> bytes:
@@ -218,6 +243,7 @@ class _Loader:
         self._left = memory
         self._pieces: dict[int, dict[Side, list[Piece]]] = {}
         self._passed: dict[int, dict[Side, int]] = {}
+        self._holes: dict[int, dict[Side, list[Hole]]] = {}
         self._interim: dict[int, list[Interim]] = {}
         self._messages: dict[int, list[TunnelMessage]] = {}
         self._weights: dict[int, int] = {}
@@ -250,7 +276,15 @@ class _Loader:
             take(exchange)
         found.sort(key=lambda exchange: exchange.id)
         kept = list(_once(found))
-        return Recording(self._capture.path, kept, self._capture.truncated, len(found) - len(kept), headless)
+        return Recording(
+            self._capture.path,
+            kept,
+            self._capture.truncated,
+            len(found) - len(kept),
+            headless,
+            len(builder.others()),
+            builder.unparsed_bytes,
+        )
 
     # --- Sinks ---
 
@@ -282,6 +316,11 @@ class _Loader:
                 passed[event.side] += len(event.data)
                 pieces = self._pieces.setdefault(exchange.id, {side: [] for side in Side})
                 pieces[event.side].append(Piece(event.data, event.time_ns, passed[event.side.opposite]))
+            case BodyGap():
+                self._take(exchange.id, _PIECE_WEIGHT)
+                offset = self._passed.get(exchange.id, {}).get(event.side, 0)
+                holes = self._holes.setdefault(exchange.id, {side: [] for side in Side})
+                holes[event.side].append(Hole(offset, event.length, event.reason, event.time_ns))
             case ResponseHead() if event.interim:
                 self._take(exchange.id, _weight(event.headers))
                 self._interim.setdefault(exchange.id, []).append(
@@ -306,6 +345,7 @@ class _Loader:
         self._left += self._weights.pop(exchange.id, 0)
         self._pieces.pop(exchange.id, None)
         self._passed.pop(exchange.id, None)
+        self._holes.pop(exchange.id, None)
         self._interim.pop(exchange.id, None)
         self._messages.pop(exchange.id, None)
 
@@ -316,6 +356,7 @@ class _Loader:
         self._weights.pop(exchange.id, None)
         self._passed.pop(exchange.id, None)
         pieces = self._pieces.pop(exchange.id, {})
+        holes = self._holes.pop(exchange.id, {})
         head = request.head
         scheme, authority = _origin(exchange, head)
         return RecordedExchange(
@@ -325,15 +366,16 @@ class _Loader:
             url=exchange.url,
             protocol=exchange.protocol,
             request=RecordedRequest(
-                **_common(request, pieces.get(Side.REQUEST, [])),
+                **_common(request, pieces.get(Side.REQUEST, []), holes.get(Side.REQUEST, [])),
                 method=head.method,
                 target=head.target,
                 scheme=scheme,
                 authority=authority,
                 protocol=head.protocol,
+                pushed=head.pushed,
             ),
             response=RecordedResponse(
-                **_common(response, pieces.get(Side.RESPONSE, [])),
+                **_common(response, pieces.get(Side.RESPONSE, []), holes.get(Side.RESPONSE, [])),
                 status=response.head.status,
                 reason=response.head.reason,
                 interim=self._interim.pop(exchange.id, []),
@@ -347,7 +389,9 @@ class _Loader:
         )
 
 
-def _common(message: Message[RequestHead] | Message[ResponseHead], pieces: list[Piece]) -> dict[str, Any]:
+def _common(
+    message: Message[RequestHead] | Message[ResponseHead], pieces: list[Piece], holes: list[Hole]
+) -> dict[str, Any]:
     return {
         "headers": message.headers,
         "version": message.head.version,
@@ -357,6 +401,8 @@ def _common(message: Message[RequestHead] | Message[ResponseHead], pieces: list[
         "pieces": pieces,
         "trailers": message.trailers,
         "missing": message.gap_bytes,
+        "holes": holes,
+        "complete": message.complete,
     }
 
 
