@@ -1,0 +1,396 @@
+"""Finds secrets in a text by their names and shapes.
+
+A text is searched in every `View` of it.  Where two findings overlap, the longer one holds: what stands in a text within
+quotes, say, rather than the part of it up to an escape.  Nothing here is quadratic in the text's length, whatever the text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from tlscap.scrub.jsonpaths import chosen, leaves
+from tlscap.scrub.pseudonyms import SHAPE, is_pseudonym
+from tlscap.scrub.rules import ENTROPY, Rules
+from tlscap.scrub.views import unescaped_form, unescaped_html, unescaped_json, views
+
+COMMAND_LINE: Final = "command line"
+
+
+class Place(NamedTuple):
+    """Where a text stands."""
+
+    kind: str
+    """``request header``, ``response body``, ``command line``, ... in words for people."""
+    name: str = ""
+    """Of a field, in lower case."""
+    is_header: bool = False
+    is_form: bool = False
+    """A body of names and values, or a query."""
+    is_json: bool = False
+    cuts: tuple[int, ...] = ()
+    """Where bytes are missing in the text, its end included."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
+
+class Finding(NamedTuple):
+    """A secret in a text."""
+
+    start: int
+    end: int
+    value: bytes
+    """The secret itself, unescaped."""
+    rule: str
+    codec: str = ""
+    """``basic``: of the base64 of a user and a password; ``number``: of a JSON text, without quotes."""
+
+
+_NAME = re.compile(rb"""(?:^|[?&;,\s"'#({|\\\x00])([A-Za-z0-9_.%\[\]-]{1,64})=""")
+_VALUE = re.compile(rb"""[^&\x00-\x20"'<>;,\\#)}]+""")
+_RANDOM_VALUE = re.compile(rb"""[^&\x00-\x20"'<>;,\\#)}]{32,258}(?=[&\x00-\x20"'<>;,\\#)}]|\Z)""")
+_JSON_PAIR = re.compile(
+    rb"""(["'])([^"'\\\s]{1,64}(?:\\.[^"'\\]{0,64}){0,8})\1\s{0,64}:\s{0,64}"""
+    rb"""(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\Z)|'([^'\\]*+(?:\\.[^'\\]*+)*+)(?:'|\Z)|(-?[0-9][0-9.eE+-]{0,40})|(\[[^\[\]{}]{0,65536}\]))""",
+    re.DOTALL,
+)
+_JSON_STRING = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
+_ELEMENT = re.compile(rb"<(?:[A-Za-z0-9_-]{1,40}:)?([A-Za-z0-9_.-]{1,64})(?:\s[^<>]{0,1000})?>([^<]+)(?=</)")
+_ATTRIBUTE = re.compile(rb"""[\s<]([A-Za-z0-9_.:-]{1,64})\s{0,8}=\s{0,8}(?:"([^"<]{1,65536})"|'([^'<]{1,65536})')""")
+_INPUT = re.compile(rb"<(?:input|meta|param)\s[^<>]{1,4000}>", re.IGNORECASE)
+_PART = re.compile(
+    rb"""content-disposition:\s*form-data[^\r\n]{0,1000}?[;\s]name="?([^"\r\n;]{1,200})"?([^\r\n]{0,1000})\r\n"""
+    rb"""(?:[^\r\n]{1,1000}\r\n){0,20}\r\n""",
+    re.IGNORECASE,
+)
+_LINE = re.compile(rb"(?:^|[\r\n'\"\x00])[ \t]*([A-Za-z0-9-]{1,64}):[ \t]*([^\r\n'\"\x00]{1,65536})")
+_COOKIE = re.compile(rb"(?:^|[;,]\s*)([^=;,\s]{1,200})=\"?([^;\"\s]*)")
+_PARAMETER = re.compile(rb"([A-Za-z0-9_-]{1,64})\s{0,8}=\s{0,8}(?:\"([^\"]*)\"|([^\s,\"]+))")
+_SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9._-]{0,40})[ \t]+(\S.*)", re.DOTALL)
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,4096}={0,2}")
+_RANDOM = re.compile(rb"[A-Za-z0-9+/_.~-]{32,256}={0,2}")
+
+_HARMLESS_PARAMETERS: Final = frozenset(
+    (
+        "realm",
+        "algorithm",
+        "qop",
+        "nc",
+        "uri",
+        "charset",
+        "userhash",
+        "stale",
+        "signedheaders",
+        "headers",
+        "version",
+        "oauth_version",
+        "oauth_signature_method",
+        "oauth_timestamp",
+        "created",
+        "expires",
+    )
+)
+_HARMLESS_VALUES = re.compile(
+    rb"(?:null|none|nil|true|false|undefined|yes|no|on|off|bearer|basic|deleted|[*xX.\xe2\x80\xa2]+|<[^>]*>|\$\{.*|\{\{.*|\[[A-Za-z ]*\]|%[sd])",
+    re.DOTALL,
+)
+_NEVER_RANDOM = re.compile(
+    r"etag|if-|sec-websocket|trace|request-?id|correlation|nonce|integrity|digest|checksum|sha|md5|hash|content|accept|policy|"
+    r"report|server|date|via|user-agent|alt-svc|cf-ray|x-amz-(?:id|cf)|link|location|referer|boundary|host|type|uuid|guid|path|url|image|data"
+)
+_HEX_OR_WORDS = re.compile(rb"[0-9a-fA-F-]+|[A-Za-z]+(?:[-_./][A-Za-z]*)*|[0-9._-]+")
+_ENTROPY_MIN: Final = 4.2  # bits a character
+_USER_OPTIONS: Final = frozenset((b"-u", b"--user", b"-U", b"--proxy-user"))
+_COOKIE_OPTIONS: Final = frozenset((b"-b", b"--cookie"))
+_NO_WORD = re.compile(rb"[^A-Za-z0-9]+")
+_PRINTABLE = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
+
+
+class Finder:
+    """Applies rules to texts."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def find(self, text: bytes, place: Place) -> list[Finding]:
+        """Return the secrets of a text, none of which overlap, in order."""
+        found: list[Finding] = []
+        for view in views(text):
+            for one in self._in_view(view.data, place):
+                start, end = view.origin(one.start, one.end)
+                codec = one.codec if view.data is text else one.codec.replace("number", "")
+                found.append(Finding(start, end, one.value, one.rule, codec))
+        found += self._in_base64(text, place)
+        return without_overlaps(found)
+
+    def _in_view(self, text: bytes, place: Place) -> Iterator[Finding]:
+        for one in self._candidates(text, place):
+            harmless = _HARMLESS_VALUES.fullmatch(one.value) and not one.rule.startswith("JSON path")
+            if one.value and not harmless and not is_scrubbed(one.value):
+                yield one
+
+    def _candidates(self, text: bytes, place: Place) -> Iterator[Finding]:
+        rules = self._rules
+        if place.is_header:
+            yield from self._header(text, place.name, 0, len(text))
+        for name, shape in rules.shapes.items():
+            for match in shape.finditer(text):
+                group = 1 if shape.groups else 0
+                start, end = match.span(group)
+                if start < 0:
+                    start, end = match.span()
+                yield Finding(start, end, text[start:end], name)
+        if place.is_header and len(text) < 8:
+            return
+        if b"=" in text:
+            yield from self._pairs(text, place)
+        if b":" in text:
+            yield from self._json_pairs(text)
+            yield from self._lines(text)
+        if b"<" in text:
+            yield from self._markup(text)
+        if b"orm-data" in text or b"ORM-DATA" in text:
+            yield from self._parts(text)
+        if place.is_json:
+            yield from self._json_leaves(text)
+        if place.kind == COMMAND_LINE:
+            yield from self._command_line(text)
+
+    def _is_random(self, name: str, value: bytes) -> bool:
+        """Tell whether a value of this name looks like a token of which no rule knows."""
+        if not self._rules.entropy or _NEVER_RANDOM.search(name.lower()) or not _is_random(value):
+            return False
+        return not any(shape.fullmatch(value) for shape in self._rules.kept_shapes)
+
+    # --- Fields of heads ---
+
+    def _header(self, text: bytes, name: str, start: int, end: int) -> Iterator[Finding]:
+        rule = f"header {name}"
+        value = text[start:end]
+        if self._rules.is_secret_header(name):
+            if name in ("cookie", "set-cookie"):
+                yield from self._cookies(text, name, start, end)
+            elif name.endswith("authorization") or name == "x-auth":
+                yield from _credentials(text, rule, start, end)
+            else:
+                yield Finding(start, end, value, rule)
+        elif name and self._is_random(name, value):
+            yield Finding(start, end, value, ENTROPY)
+
+    def _cookies(self, text: bytes, name: str, start: int, end: int) -> Iterator[Finding]:
+        for number, match in enumerate(_COOKIE.finditer(text[start:end])):
+            if name == "set-cookie" and number:
+                return
+            cookie = match[1].decode("latin-1").lower()
+            if cookie not in self._rules.keep and match[2]:
+                yield Finding(start + match.start(2), start + match.end(2), match[2], name)
+
+    def _lines(self, text: bytes) -> Iterator[Finding]:
+        """Find header fields in a text: a dump, an argument of curl."""
+        for match in _LINE.finditer(text):
+            name = match[1].decode().lower()
+            if self._rules.is_secret_header(name) and name != "auth":
+                yield from self._header(text, name, *match.span(2))
+
+    # --- Names and values ---
+
+    def _pairs(self, text: bytes, place: Place) -> Iterator[Finding]:
+        at = 0
+        while match := _NAME.search(text, at):
+            at = match.end()
+            name = unescaped_form(match[1])
+            in_query = place.is_form or text[match.start() : match.start() + 1] in (b"?", b"&")
+            if self._rules.is_secret_name(name, query=in_query, form=place.is_form):
+                if value := _VALUE.match(text, at):
+                    yield Finding(*value.span(), unescaped_form(value[0]), f"name {name.decode('latin-1')}")
+                    at = value.end()
+                continue
+            value = _RANDOM_VALUE.match(text, at) if place.is_form else None
+            if value and self._is_random(name.decode("latin-1"), value[0]):
+                yield Finding(*value.span(), value[0], ENTROPY)
+
+    def _json_pairs(self, text: bytes) -> Iterator[Finding]:
+        at = 0
+        while match := _JSON_PAIR.search(text, at):
+            at = match.end()
+            name = unescaped_json(match[2])
+            group = next(number for number in (3, 4, 5, 6) if match.start(number) >= 0)
+            if not self._rules.is_secret_name(name):
+                if group in (3, 4) and self._is_random(name.decode("latin-1"), match[group]):
+                    yield Finding(*match.span(group), match[group], ENTROPY)
+                if group == 6:
+                    at = match.start(6)
+                continue
+            rule = f"name {name.decode('latin-1')}"
+            if group == 6:
+                for string in _JSON_STRING.finditer(text, *match.span(6)):
+                    yield Finding(*string.span(1), unescaped_json(string[1]), rule)
+            elif group != 5:
+                value = unescaped_json(match[group])
+                scheme = _SCHEME.fullmatch(match[group])
+                if scheme and scheme[1].lower() in (b"bearer", b"basic", b"token"):
+                    yield from _credentials(text, rule, *match.span(group))
+                    continue
+                yield Finding(*match.span(group), value, rule)
+            else:
+                yield Finding(*match.span(5), match[5], rule, "number")
+
+    def _json_leaves(self, text: bytes) -> Iterator[Finding]:
+        if not self._rules.json_paths:
+            return
+        for leaf in leaves(text):
+            if any(chosen(leaf.path, path) for path in self._rules.json_paths):
+                raw = text[leaf.start : leaf.end]
+                rule = "JSON path " + ".".join(
+                    str(key if isinstance(key, int) else key.decode("latin-1")) for key in leaf.path
+                )
+                value = unescaped_json(raw) if leaf.is_string else raw
+                yield Finding(leaf.start, leaf.end, value, rule, "" if leaf.is_string else "number")
+
+    def _markup(self, text: bytes) -> Iterator[Finding]:
+        for match in _ELEMENT.finditer(text):
+            if self._rules.is_secret_name(match[1]) and (value := match[2].strip()):
+                start = match.start(2) + match[2].index(value)
+                yield Finding(start, start + len(value), unescaped_html(value), f"name {match[1].decode()}")
+        for match in _ATTRIBUTE.finditer(text):
+            if self._rules.is_secret_name(match[1]):
+                group = 2 if match.start(2) >= 0 else 3
+                yield Finding(*match.span(group), unescaped_html(match[group]), f"name {match[1].decode()}")
+        for element in _INPUT.finditer(text):
+            attributes = {one[1].lower(): one for one in _ATTRIBUTE.finditer(text, *element.span())}
+            name = attributes.get(b"name")
+            value = attributes.get(b"value") or attributes.get(b"content")
+            if name and value and self._rules.is_secret_name(name[2] or name[3]):
+                group = 2 if value.start(2) >= 0 else 3
+                yield Finding(
+                    *value.span(group), unescaped_html(value[group]), f"name {(name[2] or name[3]).decode('latin-1')}"
+                )
+
+    def _parts(self, text: bytes) -> Iterator[Finding]:
+        """Find fields of a multipart form (RFC 7578)."""
+        for match in _PART.finditer(text):
+            if b"filename" in match[2].lower() or not self._rules.is_secret_name(match[1], query=True, form=True):
+                continue
+            end = text.find(b"\r\n--", match.end())
+            end = len(text) if end < 0 else end
+            yield Finding(match.end(), end, text[match.end() : end], f"name {match[1].decode('latin-1')}")
+
+    # --- Command lines ---
+
+    def _command_line(self, text: bytes) -> Iterator[Finding]:
+        """Find what options say: ``-u user:password``, ``--token x``; words end with a zero byte."""
+        at = 0
+        option = b""
+        for word in text.split(b"\0"):
+            start, end = at, at + len(word)
+            at = end + 1
+            if option in _USER_OPTIONS:
+                yield from _password(text, start, end, option)
+            elif option in _COOKIE_OPTIONS and b"=" in word:
+                yield from self._cookies(text, "cookie", start, end)
+            elif option[:2] == b"--" and word[:1] != b"-" and self._rules.is_secret_name(option):
+                yield Finding(start, end, word, f"option {option.decode('latin-1')}")
+            elif word[:2] == b"-u" and b":" in word[2:]:
+                yield from _password(text, start + 2, end, b"-u")
+            elif word.startswith((b"--user=", b"--proxy-user=")):
+                yield from _password(text, start + word.index(b"=") + 1, end, b"--user")
+            option = word
+
+    # --- Within base64 ---
+
+    def _in_base64(self, text: bytes, place: Place) -> Iterator[Finding]:
+        """Find what is a secret by its name or shape within a text in base64; the whole of it is the secret then."""
+        for match in _BASE64.finditer(text):
+            plain = decode_base64(match[0])
+            if not plain or not _PRINTABLE.fullmatch(plain) or is_pseudonym(match[0]):
+                continue
+            for one in self._in_view(plain, Place(place.kind)):
+                if one.rule != ENTROPY:
+                    yield Finding(*match.span(), one.value, one.rule, "within")
+
+
+def _password(text: bytes, start: int, end: int, option: bytes) -> Iterator[Finding]:
+    user, colon, password = text[start:end].partition(b":")
+    if colon and (secret := password or user):
+        begin = start + len(user) + 1 if password else start
+        yield Finding(begin, begin + len(secret), secret, f"option {option.decode()}")
+
+
+def _credentials(text: bytes, rule: str, start: int, end: int) -> Iterator[Finding]:
+    """Find what is secret of an Authorization field (RFC 9110, 11.4)."""
+    value = text[start:end]
+    match = _SCHEME.fullmatch(value.strip())
+    if not match:
+        yield Finding(start, end, value, rule)
+        return
+    start += value.index(match[2], len(match[1]))
+    rest = match[2]
+    if match[1].lower() == b"basic":
+        plain = decode_base64(rest)
+        if plain and b":" in plain:
+            yield Finding(start, start + len(rest), plain, rule, "basic")
+            return
+    parameters = list(_PARAMETER.finditer(rest))
+    if parameters and parameters[0].start() == 0 and not re.fullmatch(rb"[A-Za-z0-9._~+/-]+=*", rest):
+        for one in parameters:
+            if one[1].lower().decode() not in _HARMLESS_PARAMETERS:
+                group = 2 if one.start(2) >= 0 else 3
+                if one[group]:
+                    yield Finding(start + one.start(group), start + one.end(group), one[group], rule)
+        return
+    yield Finding(start, start + len(rest), rest, rule)
+
+
+def is_scrubbed(value: bytes) -> bool:
+    """Tell whether all that could be a secret in a value are pseudonyms."""
+    rest, count = SHAPE.subn(b"", value)
+    return count > 0 and len(_NO_WORD.sub(b"", rest)) < 6
+
+
+def decode_base64(text: bytes) -> bytes | None:
+    """Return what a text in base64 (RFC 4648, both alphabets, padded or not) stands for; ``None``: it is none."""
+    core = text.rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+    if len(core) % 4 == 1:
+        return None
+    try:
+        return base64.b64decode(core + b"=" * (-len(core) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def without_overlaps(found: Iterable[Finding]) -> list[Finding]:
+    """Return findings in order; of those that overlap the longest, and of equal ones the first."""
+    kept: list[Finding] = []
+    for one in sorted(found, key=lambda one: (one.start, -one.end)):
+        if kept and one.start < kept[-1].end:
+            if one.end - one.start > kept[-1].end - kept[-1].start:
+                kept[-1] = one
+            continue
+        kept.append(one)
+    return kept
+
+
+def _is_random(value: bytes) -> bool:
+    """Tell whether a value looks like the output of a generator of tokens: long, mixed, without order."""
+    if not _RANDOM.fullmatch(value) or _HEX_OR_WORDS.fullmatch(value):
+        return False
+    kinds = (
+        any(65 <= byte <= 90 for byte in value),
+        any(97 <= byte <= 122 for byte in value),
+        any(48 <= byte <= 57 for byte in value),
+    )
+    if not all(kinds) or value.count(b"/") > 2 or value.count(b".") > 2:
+        return False
+    return entropy(value) >= _ENTROPY_MIN
+
+
+def entropy(value: bytes) -> float:
+    """Return Shannon's entropy of a text's characters, in bits for each."""
+    size = len(value)
+    counts = [value.count(byte) for byte in set(value)]
+    return -sum(count / size * math.log2(count / size) for count in counts)
