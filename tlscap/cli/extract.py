@@ -1,4 +1,4 @@
-"""Bodies out of a capture: one to standard output, or all into a folder."""
+"""Bodies out of a capture: one to standard output, or all into a folder; and flows for mitmproxy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from tlscap.capture import Capture
 from tlscap.cli.inspect import INCOMPLETE, Reading
 from tlscap.cli.output import count_of, exchanges_of, warn_of, with_progress
-from tlscap.errors import OutputError, TlscapError
+from tlscap.errors import OutputError, TlscapError, UsageError
 from tlscap.export.hexdump import hexdump
 from tlscap.export.table import human_size, visible
 from tlscap.filters import Filter
@@ -159,3 +159,22 @@ def _create(path: str, *, again: bool) -> BinaryIO:
         raise OutputError(f"{path} exists already", hint="give an empty folder") from error
     except OSError as error:
         raise OutputError(f"{path} can't be created: {error.strerror}") from error
+
+
+# --- For mitmproxy ---
+
+
+def write_flows(opened: Capture, wanted: Filter, path: str) -> None:
+    """Write the exchanges that a filter wants as a flow file of mitmproxy."""
+    from tlscap.cli.rebuild import output_file  # noqa: PLC0415 - seldom needed
+    from tlscap.export.mitmproxy import flow_to_bytes  # noqa: PLC0415
+    from tlscap.replay.recording import load_from  # noqa: PLC0415
+
+    if path == "-" and sys.stdout.isatty():
+        raise UsageError("--mitmproxy - writes binary data to the terminal", hint="pipe it, or give a file name")
+    recording = load_from(opened, wanted)
+    with output_file(path, force=False) as target:
+        for exchange in recording.exchanges:
+            target.write(flow_to_bytes(exchange))
+    warn_of(opened)
+    click.echo(f"{count_of(len(recording.exchanges), 'flow')} written", err=True)

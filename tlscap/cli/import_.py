@@ -1,4 +1,4 @@
-"""``tlscap import``: other programs' captures, and browsers' HAR files, to a pcapng that tlscap reads."""
+"""``tlscap import``: other programs' captures, HAR files, cassettes and mitmproxy's flows, to a file that tlscap reads."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import BinaryIO, Final, cast
 import click
 
 from tlscap import __version__, pcapng
+from tlscap.capture import Capture
 from tlscap.cli.rebuild import output_file
 from tlscap.cli.tshark import Decryption
 from tlscap.cli.units import count_text, size_text
@@ -27,7 +28,9 @@ from tlscap.importing import tls
 from tlscap.importing.capture import PacketImport, Tally
 from tlscap.importing.har import HarFile, is_har
 from tlscap.importing.keylog import MAX_LINE, KeyLog
+from tlscap.importing.mitmproxy import FlowFile, is_flow_file
 from tlscap.importing.packetfile import PacketFile, is_packet_file
+from tlscap.importing.vcr import CassetteFile, is_cassette
 from tlscap.model import Item
 from tlscap.synth import Synthesizer
 
@@ -35,25 +38,43 @@ DRAW_INTERVAL_S: Final = 0.25
 MOST_FILLED: Final = 4 << 30
 """Most bytes of zeros in place of holes: a small file can claim any size of them."""
 
+_SIDECAR = ".tlscap.zst"
 _HEAD = 4096  # bytes that tell what a file is: a HAR file may begin with spaces
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
+_HttpFile = HarFile | CassetteFile | FlowFile
+
+_HTTP_FILES: Final[tuple[tuple[Callable[[bytes], bool], type[_HttpFile], str], ...]] = (
+    (is_flow_file, FlowFile, "mitmproxy flow file"),
+    (is_cassette, CassetteFile, "cassette"),
+    (is_har, HarFile, "HAR file"),
+)
+"""How files are told apart, what reads them, and what they are called.  A cassette may begin as a HAR file does."""
+
+
 @click.command(name="import")
 @click.argument("file", type=click.Path(allow_dash=True))
-@click.option("-o", "--output", required=True, metavar="OUT", help="The pcapng to write; - for standard output.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="The pcapng to write; - for standard output. Of HTTP files also a sidecar: NAME.tlscap.zst.",
+)
 @click.option("--keys", metavar="KEYLOG", type=click.Path(), help="Decrypt TLS with the keys in this SSLKEYLOGFILE.")
 @click.option("--framing", type=click.Choice(["auto", "tls-null", "plain"]), default="auto", show_default=True,
               help="How the pcapng carries the plaintext (docs/format.md).")  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def import_(file: str, output: str, keys: str | None, framing: str, force: bool) -> None:
-    """Take over another program's capture, or a HAR file (FILE; - for standard input).
+    """Take over what another program recorded (FILE; - for standard input).
 
     FILE is a pcap or pcapng with plaintext in TCP, or with TLS whose keys are in KEYLOG or in the file itself (for
-    which tshark is needed), or what a browser saves as HAR. TLS without keys is left out.
+    which tshark is needed); what a browser saves as HAR; a cassette of vcrpy (YAML or JSON); or mitmproxy's flows. TLS without keys is left out.
 
     \b
       tlscap import trace.pcapng --keys keys.log -o plain.pcapng
+      tlscap import cassette.yaml -o cassette.tlscap.zst
       tlscap inspect plain.pcapng
     """
     if output == "-" and sys.stdout.isatty():
@@ -70,29 +91,52 @@ def import_(file: str, output: str, keys: str | None, framing: str, force: bool)
         decryption = Decryption(key_log, _folder(output))
         stack.callback(decryption.close)
         try:
-            if is_packet_file(source.head):
-                job: _Job = _PacketJob(source, key_log, decryption, progress)
-            else:
-                job = _HarJob(source, progress, has_keys=keys is not None)
+            job = _job(source, key_log, decryption, progress, has_keys=keys is not None)
             items = tally.pass_on(job.items())
-            synthesizer = Synthesizer(framing, tool=f"tlscap {__version__}")
             with output_file(output, force=force) as target:
-                # The first item comes before the header: from what can't be read at all, a pipe gets nothing.
-                first = list(itertools.islice(items, 1))
-                target.write(_header(job.what))
-                for item in itertools.chain(first, items):
-                    if tally.missing > MOST_FILLED and framing != "plain":
-                        raise TlscapError(
-                            f"holes of {size_text(tally.missing)} would be filled with zeros",
-                            hint="--framing plain does not fill them",
-                        )
-                    target.writelines(synthesizer.feed(item))
-                    if source.is_live:
-                        target.flush()
-                target.write(synthesizer.finish(tally.last_ns))
+                if output.endswith(_SIDECAR):
+                    _write_sidecar(job, items, target, tally, _folder(output))
+                else:
+                    _write_pcapng(job, items, target, tally, framing, is_live=source.is_live)
         except FormatError as error:
             raise type(error)(f"{file}: {error}", offset=error.offset, hint=error.hint) from error
     _report(file, job, tally, has_keys=keys is not None)
+
+
+def _write_pcapng(
+    job: _Job, items: Iterator[Item], target: BinaryIO, tally: Tally, framing: str, *, is_live: bool
+) -> None:
+    synthesizer = Synthesizer(framing, tool=f"tlscap {__version__}")
+    # The first item comes before the header: from what can't be read at all, a pipe gets nothing.
+    first = list(itertools.islice(items, 1))
+    target.write(_header(job.what))
+    for item in itertools.chain(first, items):
+        if tally.missing > MOST_FILLED and framing != "plain":
+            raise TlscapError(
+                f"holes of {size_text(tally.missing)} would be filled with zeros",
+                hint="--framing plain does not fill them",
+            )
+        target.writelines(synthesizer.feed(item))
+        if is_live:
+            target.flush()
+    target.write(synthesizer.finish(tally.last_ns))
+
+
+def _write_sidecar(job: _Job, items: Iterator[Item], target: BinaryIO, tally: Tally, folder: str | None) -> None:
+    """Write exchanges as a sidecar: they go through a pcapng, of which the exchanges are read as those of any other."""
+    if isinstance(job, _PacketJob):
+        raise UsageError(
+            "packets become a pcapng, with what is not HTTP",
+            hint="give a name that ends in .pcapng, not in .tlscap.zst",
+        )
+    from tlscap.replay.recording import load_from  # noqa: PLC0415 - seldom needed
+    from tlscap.rewrite import write_capture  # noqa: PLC0415
+
+    with tempfile.TemporaryFile(dir=folder) as kept:
+        _write_pcapng(job, items, kept, tally, "plain", is_live=False)
+        kept.seek(0)
+        recording = load_from(Capture("it", kept))
+    write_capture(recording.exchanges, target, origin=f"imported from a {job.what}")
 
 
 def _header(what: str) -> bytes:
@@ -248,25 +292,24 @@ class _Job(ABC):
         ...
 
 
-class _HarJob(_Job):
-    """A HAR file, in one pass."""
+class _HttpJob(_Job):
+    """A file that tells requests and responses, in one pass."""
 
-    what = "HAR file"
-
-    def __init__(self, source: _Input, progress: _Progress, *, has_keys: bool) -> None:
+    def __init__(self, source: _Input, progress: _Progress, kind: type[_HttpFile], what: str) -> None:
         super().__init__()
-        if not is_har(source.head):
-            raise _foreign(source.head)
-        if has_keys:
-            raise UsageError("a HAR file is not encrypted: --keys makes no sense")
+        self.what = what
         self._source = source
         self._progress = progress
+        self._kind = kind
 
     def items(self) -> Iterator[Item]:
-        file = HarFile(*self._progress.follow("importing", self._source))
+        file = self._kind(*self._progress.follow("importing", self._source))
         yield from file.items()
         self.truncated = file.truncated
         self.notes += file.notes
+        if isinstance(file, FlowFile) and file.left_out:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(file.left_out.items()))
+            self.notes.append(f"flows left out: {kinds}")
 
 
 class _PacketJob(_Job):
@@ -313,6 +356,18 @@ class _PacketJob(_Job):
             self._keys.add(text)
 
 
+def _job(source: _Input, keys: KeyLog, decryption: Decryption, progress: _Progress, *, has_keys: bool) -> _Job:
+    """Choose the import by what a file begins with.  Raises `FormatError` for a file that is none of those that can be imported."""
+    if is_packet_file(source.head):
+        return _PacketJob(source, keys, decryption, progress)
+    for is_one, kind, what in _HTTP_FILES:
+        if is_one(source.head):
+            if has_keys:
+                raise UsageError(f"a {what} is not encrypted: --keys makes no sense")
+            return _HttpJob(source, progress, kind, what)
+    raise _foreign(source.head)
+
+
 def _foreign(head: bytes) -> FormatError:
     """Return what is wrong with a file that is none of those that can be imported."""
     if not head:
@@ -320,4 +375,8 @@ def _foreign(head: bytes) -> FormatError:
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
             return CorruptError(f"it is compressed with {name}", offset=0, hint="unpack it first")
-    return CorruptError("neither a pcap nor a pcapng nor a HAR file", offset=0)
+    return CorruptError(
+        "neither a pcap nor a pcapng nor a HAR file",
+        offset=0,
+        hint="cassettes of vcrpy and flows of mitmproxy are read, too",
+    )

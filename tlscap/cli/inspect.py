@@ -109,6 +109,8 @@ class Reading:
     help="With --json: also every message in WebSockets, gRPC calls, event streams and multipart bodies.",
 )
 @click.option("--har", is_flag=True, help="A HAR file, for the developer tools of browsers.")
+@click.option("--mitmproxy", "flows_file", type=click.Path(allow_dash=True), metavar="OUT",
+              help="Write a flow file, for mitmproxy; - for standard output.")  # fmt: skip
 @click.option("--curl", is_flag=True, help="Commands that repeat the requests.")
 @click.option(
     "--address", is_flag=True, help="With --curl: connect to the recorded address, not to what the name means today."
@@ -140,6 +142,7 @@ def inspect(
     as_json: bool,
     messages: bool,
     har: bool,
+    flows_file: str | None,
     curl: bool,
     address: bool,
     headers: bool,
@@ -168,6 +171,7 @@ def inspect(
     modes = {
         "--json": as_json and not (flows or stats),
         "--har": har,
+        "--mitmproxy": flows_file is not None,
         "--curl": curl,
         "--flows": flows,
         "--stats": stats,
@@ -199,6 +203,10 @@ def inspect(
             from tlscap.cli.extract import write_bodies  # noqa: PLC0415
 
             write_bodies(opened, wanted, bodies_folder)
+        elif flows_file is not None:
+            from tlscap.cli.extract import write_flows  # noqa: PLC0415
+
+            write_flows(opened, wanted, flows_file)
         elif follow_id is not None or flow_id is not None:
             from tlscap.cli.reading import follow  # noqa: PLC0415
 

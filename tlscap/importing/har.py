@@ -29,27 +29,27 @@ import codecs
 import json
 import math
 import re
-import struct
 import urllib.parse
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Final
 
 from tlscap.errors import CorruptError, TruncatedError
-from tlscap.model import (
-    Data,
-    Direction,
-    Endpoint,
-    Flow,
-    FlowClosed,
-    FlowOpened,
-    Gap,
-    GapReason,
-    Item,
-    Process,
-    Role,
-    TupleSource,
+from tlscap.importing.wire import (
+    TOKEN,
+    EntryError,
+    Headers,
+    Target,
+    Wire,
+    client_flow,
+    is_bodiless,
+    one_line,
+    request_head,
+    response_head,
+    values,
+    websocket_frame,
 )
+from tlscap.model import Direction, Flow, FlowOpened, Item, Process
 
 READ: Final = 1 << 20
 MAX_VALUE: Final = 1 << 28
@@ -60,14 +60,9 @@ _MAX_MS = 1e12  # thirty years: a time longer than that is a mistake
 _MAX_SIZE = 1 << 40
 _MOST_OPEN = 4096  # connections that wait for another entry
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
-_UNPRINTABLE = re.compile(rb"[\x00-\x20\x7f-\xff]")
 _CHARSET = re.compile(r"charset\s*=\s*\"?([\w.:-]+)", re.IGNORECASE)
 _NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})  # Python's own
 _SPACE = re.compile(r"[ \t\r\n]*")
-_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
-_SECURE = frozenset({"https", "wss"})
-_WITHOUT_BODY = frozenset({204, 304})  # and 1xx (RFC 9110, 6.4.1)
 
 NOTE_VERSION: Final = "HTTP/2 and HTTP/3 entries are written as HTTP/1.1"
 NOTE_CODING: Final = "bodies are written as the file holds them, decoded, without their Content-Encoding"
@@ -84,9 +79,9 @@ class HarFile:
     """A HAR file that is being read.  ``head`` is what was already taken from the stream."""
 
     def __init__(self, stream: BinaryIO, head: bytes = b"") -> None:
-        self._json = _Json(stream, head)
+        self._json = JsonEntries(stream, head)
         self._process = Process(pid=-1)
-        self._open: dict[tuple[str, ...], _Wire] = {}
+        self._open: dict[tuple[str, ...], Wire] = {}
         self.entries = 0
         self.notes: dict[str, None] = {}
         """What is not as it was sent, a line each."""
@@ -96,11 +91,11 @@ class HarFile:
     def items(self) -> Iterator[Item]:
         """Yield everything that happened, entry by entry.  Raises `CorruptError`."""
         try:
-            for entry in self._json.entries():
+            for entry in self._json.entries(("log",), ("entries",)):
                 self.entries += 1
                 try:
                     yield from self._entry(entry)
-                except _Missing as error:
+                except EntryError as error:
                     raise CorruptError(f"entry {self.entries}: {error}") from None
         except TruncatedError as error:
             if not self.entries:
@@ -112,7 +107,7 @@ class HarFile:
     def _entry(self, entry: object) -> Iterator[Item]:
         fields = _Fields(entry, "")
         request, response = fields.object("request"), fields.object("response")
-        target = _Target(request.text("url"))
+        target = Target(request.text("url"), "request.url")
         clock = _Clock(fields)
         version = request.optional("httpVersion") or response.optional("httpVersion")
         is_http1 = not re.match(r"(?:h|http/|HTTP/)[23]|quic|spdy", version, re.IGNORECASE)
@@ -123,7 +118,7 @@ class HarFile:
         key = (connection, address, target.scheme, target.host, str(target.port))
         wire = self._open.get(key) if connection and is_http1 else None
         if wire is None:
-            wire = _Wire(self._flow(target, address, clock))
+            wire = Wire(self._flow(target, address, clock))
             yield FlowOpened(wire.flow, wire.flow.opened_ns)
             if connection and is_http1:
                 self._open[key] = wire
@@ -142,38 +137,30 @@ class HarFile:
         if not (connection and is_http1):
             yield from wire.close(clock.end_ns)
 
-    def _flow(self, target: _Target, address: str, clock: _Clock) -> Flow:
-        return Flow(
-            id=0,
-            process=self._process,
-            opened_ns=clock.connect_ns,
-            remote=Endpoint(address, target.port) if address else None,
-            tuple_source=TupleSource.IMPORTED if address else TupleSource.PLACEHOLDER,
-            role=Role.CLIENT,
-            plaintext=target.scheme not in _SECURE,
-            sni=target.host if target.scheme in _SECURE and not target.is_address else "",
-            handshake_start_ns=clock.tls_ns,
-            handshake_end_ns=clock.send_ns if clock.tls_ns else 0,
+    def _flow(self, target: Target, address: str, clock: _Clock) -> Flow:
+        return client_flow(
+            target,
+            self._process,
+            clock.connect_ns,
+            address=address,
+            handshake=(clock.tls_ns, clock.send_ns) if clock.tls_ns else None,
         )
 
     # --- Messages ---
 
-    def _request(self, request: _Fields, target: _Target, version: str) -> tuple[bytes, bytes | int]:
+    def _request(self, request: _Fields, target: Target, version: str) -> tuple[bytes, bytes | int]:
         """Return a request's head, and its body or the size of the body that is missing."""
         method = request.text("method")
-        if not _TOKEN.fullmatch(method):
-            raise _Missing(f"request.method is no method: {method[:40]!r}")
+        if not TOKEN.fullmatch(method):
+            raise EntryError(f"request.method is no method: {method[:40]!r}")
         fields = request.fields("headers")
-        if not _values(fields, "host"):
-            authority = _values(fields, ":authority") or [target.authority]
-            fields.insert(0, ("Host", authority[0]))
+        declared = values(fields, "content-length")
         body: bytes | int = self._posted(request)
-        declared = _values(fields, "content-length")
         if not body:
             body = _size(request.get("bodySize")) or (_size(declared[0]) if declared else 0)
-        line = f"{method} ".encode() + target.form(method) + f" {_http1(version)}\r\n".encode()
-        keep = {"transfer-encoding", *(("content-length",) if body else ())}
-        return line + _head(fields, without=keep, length=_length(body) if body else None), body
+        return request_head(
+            method, target.form(method), fields, body, authority=target.authority, version=version
+        ), body
 
     def _posted(self, request: _Fields) -> bytes:
         posted = request.get("postData")
@@ -200,17 +187,13 @@ class HarFile:
     def _response(self, response: _Fields, status: int, method: str, version: str) -> tuple[bytes, bytes | int]:
         """Return a response's head, and its body or the size of the body that is missing."""
         if not 100 <= status <= 999:
-            raise _Missing(f"response.status is no status: {status}")
+            raise EntryError(f"response.status is no status: {status}")
         fields = response.fields("headers")
-        line = f"{_http1(response.optional('httpVersion') or version)} {status} ".encode()
-        line += _line(response.optional("statusText")) + b"\r\n"
-        if method == "HEAD" or status < 200 or status in _WITHOUT_BODY or (method == "CONNECT" and status < 300):
-            return line + _head(fields, without={"transfer-encoding"}, length=None), b""
-        body = self._content(response)
-        if body and _values(fields, "content-encoding"):
+        body = b"" if is_bodiless(method, status) else self._content(response)
+        if body and values(fields, "content-encoding"):
             self.notes[NOTE_CODING] = None
-        without = {"transfer-encoding", "content-length", *(("content-encoding",) if body else ())}
-        return line + _head(fields, without=without, length=_length(body)), body
+        reason, spoken = response.optional("statusText"), response.optional("httpVersion") or version
+        return response_head(status, reason, fields, body, method=method, version=spoken, is_decoded=True), body
 
     def _content(self, response: _Fields) -> bytes | int:
         content = response.get("content")
@@ -238,7 +221,7 @@ class HarFile:
         return text.encode("utf-8", "surrogatepass")
 
 
-def _messages(fields: _Fields, wire: _Wire, time_ns: int) -> Iterator[Item]:
+def _messages(fields: _Fields, wire: Wire, time_ns: int) -> Iterator[Item]:
     """Yield a WebSocket's messages as frames (RFC 6455, 5.2)."""
     messages = fields.get("_webSocketMessages")
     for index, one in enumerate(messages if isinstance(messages, list) else ()):
@@ -248,47 +231,8 @@ def _messages(fields: _Fields, wire: _Wire, time_ns: int) -> Iterator[Item]:
         data = text.encode("utf-8", "surrogatepass") if opcode == 1 else message.base64(text)
         is_sent = message.optional("type") == "send"
         time_ns = max(time_ns, int(_number(message.get("time"), 0) * 1e9))
-        head = bytes([0x80 | opcode])
-        mask = 0x80 if is_sent else 0
-        if len(data) < 126:
-            head += bytes([mask | len(data)])
-        elif len(data) < 1 << 16:
-            head += struct.pack("!BH", mask | 126, len(data))
-        else:
-            head += struct.pack("!BQ", mask | 127, len(data))
-        if is_sent:
-            head += bytes(4)
-        yield wire.data(Direction.OUTBOUND if is_sent else Direction.INBOUND, head + data, time_ns)
-
-
-class _Wire:
-    """Puts the bytes of a flow one after the other."""
-
-    def __init__(self, flow: Flow) -> None:
-        self.flow = flow
-        self._offsets = [0, 0]
-        self._time_ns = flow.opened_ns
-
-    def data(self, direction: Direction, data: bytes, time_ns: int) -> Data:
-        self._time_ns = max(self._time_ns, time_ns)
-        item = Data(self.flow, direction, self._offsets[direction], data, self._time_ns)
-        self._offsets[direction] += len(data)
-        return item
-
-    def body(self, direction: Direction, body: bytes | int, time_ns: int) -> Iterator[Item]:
-        """Yield a body, or the gap in its place."""
-        if not body:
-            return
-        if isinstance(body, bytes):
-            yield self.data(direction, body, time_ns)
-            return
-        self._time_ns = max(self._time_ns, time_ns)
-        yield Gap(self.flow, direction, self._offsets[direction], body, GapReason.NOT_CAPTURED, self._time_ns)
-        self._offsets[direction] += body
-
-    def close(self, time_ns: int = 0) -> Iterator[Item]:
-        self.flow.closed_ns = self._time_ns = max(self._time_ns, time_ns)
-        yield FlowClosed(self.flow, self._time_ns)
+        direction = Direction.OUTBOUND if is_sent else Direction.INBOUND
+        yield wire.data(direction, websocket_frame(opcode, data, masked=is_sent), time_ns)
 
 
 class _Clock:
@@ -299,7 +243,7 @@ class _Clock:
         try:
             started = datetime.fromisoformat(text)
         except ValueError:
-            raise _Missing(f"startedDateTime is no time: {text[:40]!r}") from None
+            raise EntryError(f"startedDateTime is no time: {text[:40]!r}") from None
         started = started if started.tzinfo else started.replace(tzinfo=UTC)
         start_ns = max(0, (started - _EPOCH) // timedelta(microseconds=1) * 1000)
         timings = entry.get("timings")
@@ -319,74 +263,11 @@ class _Clock:
             self.end_ns = max(self.end_ns, start_ns + int(max(0.0, _number(entry.get("time"), 0)) * 1e6))
 
 
-class _Target:
-    """What a request's URL asks for, and of whom."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            parts = urllib.parse.urlsplit(url)
-            self.scheme = parts.scheme.lower()
-            self.host = parts.hostname or ""
-            self.port = parts.port or _PORTS.get(self.scheme, 0)
-        except ValueError:
-            raise _Missing(f"request.url is no URL: {url[:80]!r}") from None
-        if self.scheme not in _PORTS or not self.host:
-            raise _Missing(f"request.url is no URL of HTTP: {url[:80]!r}")
-        self.authority = parts.netloc.rpartition("@")[2]
-        self.is_address = ":" in self.host or re.fullmatch(r"[0-9.]+", self.host) is not None
-        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-
-    def form(self, method: str) -> bytes:
-        """Return the request's target (RFC 9112, 3.2)."""
-        if method == "CONNECT":
-            return _escaped(f"{self.host}:{self.port}")
-        return _escaped(self._path)
-
-
-# --- Pieces of messages ---
-
-_Headers = list[tuple[str, str]]
-
-
-def _http1(version: str) -> str:
-    return "HTTP/1.0" if version.upper() == "HTTP/1.0" else "HTTP/1.1"
-
-
-def _values(fields: _Headers, name: str) -> list[str]:
-    return [value for key, value in fields if key.lower() == name]
-
-
-def _head(fields: _Headers, *, without: set[str], length: int | None) -> bytes:
-    """Return the header fields and the blank line, with a Content-Length if it is given."""
-    lines = [
-        name.encode() + b": " + _line(value) + b"\r\n"
-        for name, value in fields
-        if not name.startswith(":") and name.lower() not in without
-    ]
-    if length is not None:
-        lines.append(b"Content-Length: %d\r\n" % length)
-    return b"".join(lines) + b"\r\n"
-
-
-def _line(text: str) -> bytes:
-    """Return a text that can't end the line it stands in."""
-    text = re.sub(r"[\r\n\0]+", " ", text).strip()
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-
-
-def _escaped(text: str) -> bytes:
-    return _UNPRINTABLE.sub(lambda match: b"%%%02X" % match[0][0], text.encode("utf-8", "surrogatepass"))
+# --- Forms ---
 
 
 def _quoted(text: str) -> str:
     return urllib.parse.quote(text, safe="%+!*'()-._~:/?@,;$[]", errors="replace")
-
-
-def _length(body: bytes | int) -> int:
-    return body if isinstance(body, int) else len(body)
 
 
 def _multipart(pairs: list[_Fields], boundary: str) -> bytes:
@@ -396,19 +277,15 @@ def _multipart(pairs: list[_Fields], boundary: str) -> bytes:
         head = f'Content-Disposition: form-data; name="{pair.optional("name")}"'
         if name := pair.optional("fileName"):
             head += f'; filename="{name}"'
-        lines = [_line(head)]
+        lines = [one_line(head)]
         if kind := pair.optional("contentType"):
-            lines.append(b"Content-Type: " + _line(kind))
+            lines.append(b"Content-Type: " + one_line(kind))
         content = pair.optional("value").encode("utf-8", "surrogatepass")
-        parts.append(b"--" + _line(boundary) + b"\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + content + b"\r\n")
-    return b"".join(parts) + b"--" + _line(boundary) + b"--\r\n"
+        parts.append(b"--" + one_line(boundary) + b"\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + content + b"\r\n")
+    return b"".join(parts) + b"--" + one_line(boundary) + b"--\r\n"
 
 
 # --- Values of the file ---
-
-
-class _Missing(Exception):  # noqa: N818 - never leaves this module
-    """What is wrong with an entry."""
 
 
 def _number(value: object, default: float) -> float:
@@ -429,7 +306,7 @@ class _Fields:
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
-            raise _Missing(f"{where or 'it'} is no object")
+            raise EntryError(f"{where or 'it'} is no object")
         self._value: dict[str, Any] = value
         self._where = where
 
@@ -441,7 +318,7 @@ class _Fields:
 
     def _needed(self, name: str) -> object:
         if self._value.get(name) is None:
-            raise _Missing(f"{self._named(name)} is missing")
+            raise EntryError(f"{self._named(name)} is missing")
         return self._value[name]
 
     def object(self, name: str) -> _Fields:
@@ -450,7 +327,7 @@ class _Fields:
     def text(self, name: str) -> str:
         value = self._needed(name)
         if not isinstance(value, str) or not value:
-            raise _Missing(f"{self._named(name)} is no text")
+            raise EntryError(f"{self._named(name)} is no text")
         return value
 
     def optional(self, name: str) -> str:
@@ -461,28 +338,28 @@ class _Fields:
     def number(self, name: str) -> int:
         value = self._needed(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise _Missing(f"{self._named(name)} is no number")
+            raise EntryError(f"{self._named(name)} is no number")
         return int(value)
 
     def base64(self, text: str) -> bytes:
         try:
             return base64.b64decode(text, validate=False)
         except (binascii.Error, ValueError):
-            raise _Missing(f"{self._where}: what should be base64 is not") from None
+            raise EntryError(f"{self._where}: what should be base64 is not") from None
 
-    def fields(self, name: str) -> _Headers:
+    def fields(self, name: str) -> Headers:
         """Return header fields; a value of several lines, Chrome's way to tell repeated fields, becomes several."""
         value = self._value.get(name)
         if value is None:
             return []
         if not isinstance(value, list):
-            raise _Missing(f"{self._named(name)} is no list")
-        found: _Headers = []
+            raise EntryError(f"{self._named(name)} is no list")
+        found: Headers = []
         for index, one in enumerate(value):
             field = _Fields(one, f"{self._named(name)}[{index}]")
             key = field.text("name")
-            if not _TOKEN.fullmatch(key.removeprefix(":")):
-                raise _Missing(f"{self._named(name)}[{index}].name is no field name: {key[:40]!r}")
+            if not TOKEN.fullmatch(key.removeprefix(":")):
+                raise EntryError(f"{self._named(name)}[{index}].name is no field name: {key[:40]!r}")
             found += [(key, line) for line in field.optional("value").split("\n")]
         return found
 
@@ -490,11 +367,12 @@ class _Fields:
 # --- JSON, one entry at a time ---
 
 
-class _Json:
-    """Reads ``{"log": {..., "entries": [...]}}`` without ever holding more than one entry."""
+class JsonEntries:
+    """Reads ``{"log": {..., "entries": [...]}}``, and files like it, without ever holding more than one entry."""
 
-    def __init__(self, stream: BinaryIO, head: bytes) -> None:
+    def __init__(self, stream: BinaryIO, head: bytes, what: str = "HAR file") -> None:
         self._stream = stream
+        self._what = what
         self._decoder = json.JSONDecoder()
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
@@ -504,10 +382,10 @@ class _Json:
         if head:
             self._take(head)
 
-    def entries(self) -> Iterator[object]:
-        """Yield the entries, wherever they stand in the log."""
-        self._find("log")
-        self._find("entries")
+    def entries(self, *way: tuple[str, ...]) -> Iterator[object]:
+        """Yield the entries; ``way`` has the names of objects to go into, each by all that it may be called."""
+        for names in way:
+            self._find(names)
         self._expect("[")
         if self._next() == "]":
             return
@@ -519,18 +397,18 @@ class _Json:
                 raise self._corrupt(f"a comma or the end of the entries is expected, not {mark!r}")
             self._position += 1
 
-    def _find(self, wanted: str) -> None:
+    def _find(self, wanted: tuple[str, ...]) -> None:
         """Go into an object, as far as the value of a name."""
         self._expect("{")
         while self._next() == '"':
             name = self._value()
             self._expect(":")
-            if name == wanted:
+            if name in wanted:
                 return
             self._value()
             if self._next() == ",":
                 self._position += 1
-        raise CorruptError(f"no HAR file: it has no {wanted!r}")
+        raise CorruptError(f"no {self._what}: it has no {wanted[0]!r}")
 
     def _expect(self, mark: str) -> None:
         found = self._next()

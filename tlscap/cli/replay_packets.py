@@ -1,0 +1,95 @@
+"""``tlscap replay packets``: the packets of a capture onto a network interface."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Final
+
+import click
+
+from tlscap.capture import open_capture
+from tlscap.cli.output import count_of
+from tlscap.cli.replay_send import Speed
+from tlscap.cli.units import size_text
+from tlscap.errors import TruncatedError, UsageError
+from tlscap.export.table import visible
+from tlscap.replay.packets import Sent, find_interface, frames, inject, open_link
+
+_DRAW_S: Final = 0.2
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("--iface", required=True, metavar="NAME", help="The interface: lo, or a dummy or veth one.")
+@click.option("--timing", type=Speed(), default="recorded", show_default=True, metavar="recorded|none|xN",
+              help="The times of the recording, N times as fast, or as fast as the interface takes them.")  # fmt: skip
+@click.option(
+    "--framing", type=click.Choice(["auto", "tls-null", "plain"]), help="Of a sidecar. Default: as it was recorded."
+)
+@click.option("--loop", type=click.IntRange(min=1), default=1, metavar="N", help="Send everything N times.")
+@click.option("--onto-network", is_flag=True, help="Also onto a real network, where others may read the plaintext.")
+def packets(file: str, *, iface: str, timing: float, framing: str | None, loop: int, onto_network: bool) -> None:
+    """Put the synthesized packets of FILE on a network interface, so that live tools see them: Wireshark, Zeek, Suricata.
+
+    Needs root (CAP_NET_RAW). Addresses are those that were recorded; nothing answers, and nothing has to. docs/sending.md says
+    which interface is right.
+
+    \b
+      ip link add tlscap0 type dummy && ip link set tlscap0 mtu 65535 up
+      tshark -i tlscap0 -Y http &
+      tlscap replay packets c.tlscap.zst --iface tlscap0 --timing x10
+    """
+    interface = find_interface(iface)
+    if interface.is_hardware and not onto_network:
+        raise UsageError(
+            f"{iface} is a network card: what was encrypted would go over the network in plaintext",
+            hint="give lo, or a dummy or veth interface (docs/sending.md); or --onto-network",
+        )
+    sent, progress = Sent(), _Progress()
+    with open_capture(file) as capture:
+        next(frames(capture, framing), None)  # a file that can't be read is told before privileges are missing
+        link = open_link(interface)
+        begun = time.monotonic()
+        try:
+            for number in range(loop):
+                try:
+                    inject(frames(capture, framing), link, interface, sent, speed=timing or None, number=number,
+                           on_progress=lambda: progress.draw(sent))  # fmt: skip
+                except TruncatedError as error:
+                    progress.clear()
+                    if number == 0:
+                        click.echo(f"warning: {visible(f'{file}: {error}')}; everything before was sent", err=True)
+        finally:
+            link.close()
+            progress.clear()
+            click.echo(_summary(sent, iface, interface.mtu, time.monotonic() - begun), err=True)
+
+
+def _summary(sent: Sent, iface: str, mtu: int, seconds: float) -> str:
+    what = f"{count_of(sent.packets, 'packet')} of {count_of(sent.connections, 'connection')}"
+    parts = [f"sent {what}, {size_text(sent.size)}, on {iface} in {seconds:.1f} s"]
+    if sent.cut:
+        parts.append(f"{count_of(sent.cut, 'packet')} cut to fit {mtu:,} bytes")
+    if sent.unsent:
+        parts.append(f"{count_of(sent.unsent, 'packet')} too long and not sent")
+    return "; ".join(parts)
+
+
+class _Progress:
+    """A line on the terminal."""
+
+    def __init__(self) -> None:
+        self._draws = sys.stderr.isatty()
+        self._drawn = time.monotonic()
+
+    def draw(self, sent: Sent) -> None:
+        """Say how far it is, now and then."""
+        if self._draws and time.monotonic() - self._drawn > _DRAW_S:
+            self._drawn = time.monotonic()
+            click.echo(f"\r\x1b[K{sent.packets:,} packets, {size_text(sent.size)} sent", err=True, nl=False)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._draws:
+            click.echo("\r\x1b[K", err=True, nl=False)
