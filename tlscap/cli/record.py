@@ -102,7 +102,8 @@ class _Terminal:
         )
         missing = max(kernel, counted) - stored
         if not missing:
-            self._say(f"complete: all {kernel:,} bytes that the kernel counted are stored")
+            done = "were redacted" if request.redact else "are stored"
+            self._say(f"complete: all {kernel:,} bytes that the kernel counted {done}")
         else:
             dropped = status.counters[Counter.DROPPED_SAMPLES]
             self._say(
@@ -222,6 +223,9 @@ def _ring_size(wanted: int) -> int:
     help="Begin new files at this size of the sidecar (64MB) or after this time (10min).",
 )
 @click.option("--keep", type=click.IntRange(min=1), help="With --rotate: keep only this many of the newest.")
+@click.option("--redact", is_flag=True,
+              help="Replace secrets by pseudonyms before anything touches the disk (docs/scrubbing.md).")  # fmt: skip
+@click.option("--redact-rules", metavar="FILE", type=click.Path(), help="The same with rules of your own, in TOML.")
 @click.option("--ring-size", type=Size(), default=DEFAULT_RING, show_default="64MiB",
               help="Buffer between kernel and recorder; rounded up to a power of two.")  # fmt: skip
 @click.option("--loader", type=click.Choice(["auto", "libbpf", "bcc"]), default="auto", show_default=True,
@@ -255,6 +259,8 @@ def record(
     max_exchanges: int | None,
     rotate: str | None,
     keep: int | None,
+    redact: bool,
+    redact_rules: str | None,
     ring_size: int,
     loader: str,
     verbose: bool,
@@ -288,6 +294,16 @@ def record(
         raise UsageError("--rotate makes files, -w - a stream: give one of them")
     if keep and not rotate:
         raise UsageError("--keep goes with --rotate")
+    redactor = None
+    if redact or redact_rules:
+        if rotate or write:
+            raise UsageError(
+                "--redact needs the whole recording before it writes",
+                hint="leave out --rotate and -w, or scrub the files afterwards: tlscap scrub",
+            )
+        from tlscap.cli.redact import redactor as redactor_of  # noqa: PLC0415 - recording must start fast
+
+        redactor = redactor_of(redact_rules)
     groups = [targets.cgroup_id(name) for name in cgroups] + [targets.container_cgroup(name) for name in containers]
     request = Request(
         command=command,
@@ -314,6 +330,7 @@ def record(
         rotate_s=rotate_s,
         keep=keep or 0,
         force=force,
+        redact=redactor,
     )
     terminal = _Terminal(quiet=quiet, verbose=verbose)
     try:

@@ -636,6 +636,7 @@ class Session:
                 else:
                     view.told = told
                     view.done = bool(told.get("done"))
+                    self._status.notes += told.get("notes", ())
             view.done = view.done or message == b""
         status, views = self._status, [view.told for view in self._views if view.told]
         status.flows = sum(told["flows"] for told in views)

@@ -21,8 +21,8 @@ from tlscap.model import Item
 from tlscap.rebuild import PcapngBuilder
 from tlscap.sidecar import SidecarReader
 
-Redactor = Callable[[str, BinaryIO | None, BinaryIO | None, str], None]
-"""Takes the path of a sidecar, where to write the sidecar and the pcapng without its secrets, and the framing."""
+Redactor = Callable[[str, BinaryIO | None, BinaryIO | None, str], list[str]]
+"""Takes the path of a sidecar, where to write the sidecar and the pcapng without its secrets, and the framing; says what was done."""
 
 REPORT_S = 0.2
 REST = 15
@@ -59,6 +59,7 @@ class View:
         self._live = live
         self._framing = framing
         self._redactor: Redactor | None = None
+        self._notes: list[str] = []
         self._redacted: tuple[BinaryIO | None, BinaryIO | None] = None, None
         self._held: list[bytes] = []
         self._held_size = 0
@@ -84,7 +85,7 @@ class View:
                 self._hold(block)
             self._write()
             if self._redactor:
-                self._redactor(f"/proc/self/fd/{self._source.fileno()}", *self._redacted, self._framing)
+                self._notes = self._redactor(f"/proc/self/fd/{self._source.fileno()}", *self._redacted, self._framing)
         except OSError as error:
             self._session.tell(error=error.strerror or str(error), broken_pipe=isinstance(error, BrokenPipeError))
             self._report(done=True)
@@ -165,4 +166,5 @@ class View:
             stored=totals.stored,
             gaps=totals.gaps,
             pid=os.getpid(),
+            notes=self._notes,
         )
