@@ -121,4 +121,10 @@ For Wireshark:      $PWD/.demo/demo.pcapng
 
   wireshark $PWD/.demo/demo.pcapng
   tshark -r $PWD/.demo/demo.pcapng -Y http
+
+As a test fixture:
+
+  tlscap fixture make .demo/demo.tlscap.zst 'path:/api/*' -o .demo/orders.tlscap.zst --force
+  tlscap replay serve .demo/orders.tlscap.zst --listen 127.0.0.1:8443 --ca-file .demo/replay-ca.pem
+  curl --cacert .demo/replay-ca.pem https://127.0.0.1:8443/api/status      # in another terminal
 TEXT

@@ -27,7 +27,7 @@ COMMANDS = {
     "import": "Take over another program's capture, or a HAR file.",
     "replay": "Serve, send or inject what was recorded.",
     "fixture": "Make and show small captures for regression tests.",
-    "scrub": "Take secrets out of a capture, or find them.",
+    "scrub": "Write a capture without its secrets, or find them.",
 }
 
 
