@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tlscap.http.decoding import content_codings
 from tlscap.http.events import Header
 from tlscap.model import Flow, Process
 from tlscap.replay.recording import Piece, RecordedExchange, RecordedRequest, RecordedResponse, Recording, TunnelMessage
+from tlscap.replay.serve import ReplayServer
+
+PATIENCE_S: Final = 60
+"""How long a client waits before a test fails: servers answer within milliseconds, but a busy machine may stand still for long."""
 
 MS = 1_000_000
 START_NS = 1_795_197_600_000_000_000
 FLOW = Flow(1, Process(4711, 1), START_NS)
+
+
+def connected(server: ReplayServer) -> socket.socket:
+    """Return a plain connection to a server."""
+    return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
 
 
 def pieces(*bodies: bytes | tuple[bytes, int], start_ns: int = START_NS) -> list[Piece]:

@@ -279,8 +279,8 @@ def test_progress(run: Run, fake: Callable[..., None], monkeypatch: pytest.Monke
     ("content", "text"),
     [
         (b"", "in: it is empty"),
-        (b"   ", "in: neither a pcap nor a pcapng nor a HAR file"),
-        (b"PK\x03\x04", "in: neither a pcap nor a pcapng nor a HAR file"),
+        (b"   ", "in: neither a packet capture"),
+        (b"PK\x03\x04", "in: neither a packet capture"),
         (b"\x1f\x8b\x08\x00", "in: it is compressed with gzip"),
         (b"\x28\xb5\x2f\xfd", "in: it is compressed with zstd"),
         (b"\xd4\xc3\xb2\xa1", "in: the file ends inside its header"),

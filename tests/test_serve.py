@@ -19,7 +19,7 @@ import pytest
 from captures import answer, get, write_capture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import MS, START_NS, pieces, recording, request, response
+from serving import MS, PATIENCE_S, START_NS, connected, pieces, recording, request, response
 
 from tlscap.errors import OutputError, TlscapError, UsageError
 from tlscap.replay.recording import Interim, RecordedExchange, Recording, load
@@ -31,7 +31,7 @@ CAPTURES = Path(__file__).parent / "fixtures" / "captures"
 
 def raw(server: ReplayServer, data: bytes, *, reading: int = 1 << 20) -> bytes:
     """Send bytes, and return all that comes until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with connected(server) as connection:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         received = b""
@@ -108,7 +108,7 @@ def frames(
     for number, headers in enumerate(asked):
         client.send_headers(1 + 2 * number, headers, end_stream=True)
     found: list[list[h2.events.Event]] = [[] for _ in asked]
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with connected(server) as connection:
         connection.sendall(client.data_to_send())
         open_streams = len(asked)
         while open_streams:
@@ -205,7 +205,7 @@ def test_transfer_codings_are_undone_for_clients_that_know_none() -> None:
 def test_httpx_over_tls(http2: bool) -> None:
     with (
         ReplayServer(load(str(CAPTURES / "http1-keep-alive.tlscap.zst"))) as server,
-        httpx.Client(http1=not http2, http2=http2, verify=trust(server)) as client,
+        httpx.Client(timeout=PATIENCE_S, http1=not http2, http2=http2, verify=trust(server)) as client,
     ):
         first, second = client.get(server.https_url + "/1"), client.get(server.https_url + "/2")
         assert first.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
@@ -220,7 +220,7 @@ def test_httpx_over_tls(http2: bool) -> None:
 
 
 def curl(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, timeout=30)
+    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, timeout=PATIENCE_S)
 
 
 def test_curl_in_every_way(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_restricted_to_tls_or_plain(options: ServeOptions, *, tls: bool, plain: 
         assert (b" 200 " in raw(server, b"GET / HTTP/1.1\r\n\r\n")) == plain
         assert bool(server.ca_pem) == tls
         context = trust(server) if tls else ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=context, timeout=10)
+        connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=context, timeout=PATIENCE_S)
         try:
             connection.request("GET", "/")
             assert connection.getresponse().status == 200
@@ -288,7 +288,7 @@ def test_restricted_to_a_version() -> None:
     with ReplayServer(one((b"Content-Length", b"0")), ServeOptions(http2=False)) as server:
         with pytest.raises(ConnectionError):
             frames(server, asking(b"/"))
-        with httpx.Client(http2=True, verify=trust(server)) as client:
+        with httpx.Client(timeout=PATIENCE_S, http2=True, verify=trust(server)) as client:
             assert client.get(server.https_url).http_version == "HTTP/1.1"
 
 
@@ -301,7 +301,7 @@ def test_certificates_of_ones_own(tmp_path: Path) -> None:
     with ReplayServer(one((b"Content-Length", b"0")), ServeOptions(certificate=str(tmp_path / "both.pem"))) as server:
         assert server.ca_pem == b""
         context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
-        assert httpx.get(server.https_url, verify=context).status_code == 200
+        assert httpx.get(server.https_url, verify=context, timeout=PATIENCE_S).status_code == 200
     with pytest.raises(OutputError, match="No such file"):
         ReplayServer(one(), ServeOptions(certificate=str(tmp_path / "none.pem")))
     (tmp_path / "junk.pem").write_text("junk")
@@ -313,7 +313,7 @@ def test_names_that_no_certificate_can_have() -> None:
     made = recording(*((request(authority=host), response(200, (b"Content-Length", b"0"))) for host in ("a_b.example", "x" * 300, "good.example")))  # fmt: skip
     with (
         ReplayServer(made) as server,
-        socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
+        connected(server) as plain,
         trust(server).wrap_socket(plain, server_hostname="good.example") as secured,
     ):
         assert ("DNS", "good.example") in secured.getpeercert()["subjectAltName"]  # type: ignore[index]
@@ -326,14 +326,14 @@ def test_a_shared_authority() -> None:
     for _ in range(2):
         with ReplayServer(one((b"Content-Length", b"0")), certificate_authority=authority) as server:
             assert server.ca_pem == authority.cert_pem.bytes()
-            assert httpx.get(server.https_url, verify=trust(server)).status_code == 200
+            assert httpx.get(server.https_url, verify=trust(server), timeout=PATIENCE_S).status_code == 200
 
 
 # --- Which answer ---
 
 
 def asks(server: ReplayServer, *targets: str) -> list[str]:
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         return [
             found.text if (found := client.get(server.url + target)).status_code == 200 else "-" for target in targets
         ]
@@ -375,7 +375,10 @@ def test_a_sequence_is_about_bodies_too(order: str, repeat: str, bodies: str, ex
     made = recording(
         *((request("POST", body=asked), response(200, (b"Content-Length", b"3"), body=body)) for asked, body in ((b"1", b"one"), (b"2", b"two")))
     )  # fmt: skip
-    with ReplayServer(made, ServeOptions(order=order, repeat=repeat)) as server, httpx.Client() as client:
+    with (
+        ReplayServer(made, ServeOptions(order=order, repeat=repeat)) as server,
+        httpx.Client(timeout=PATIENCE_S) as client,
+    ):
         found = [client.post(server.url, content=body) for body in bodies.split()]
         assert [answer.text if answer.status_code == 200 else "-" for answer in found] == expected.split()
 
@@ -394,7 +397,7 @@ def test_hosts_count_when_there_are_several() -> None:
             for host in ("a.example", "b.example:8443", "b.example")
         )
     )
-    with ReplayServer(made, ServeOptions(repeat="once")) as server, httpx.Client() as client:
+    with ReplayServer(made, ServeOptions(repeat="once")) as server, httpx.Client(timeout=PATIENCE_S) as client:
 
         def host(name: str) -> str:
             return client.get(server.url, headers={"Host": name}).text.splitlines()[0]
@@ -415,7 +418,7 @@ def test_unmatched_for_people_and_programs() -> None:
     told: list[str] = []
     with ReplayServer(made, on_unmatched=lambda request: told.append(request.explanation)) as server:
         for version in ("http1", "http2"):
-            with httpx.Client(http1=version == "http1", http2=version == "http2") as client:
+            with httpx.Client(timeout=PATIENCE_S, http1=version == "http1", http2=version == "http2") as client:
                 answered = client.post(server.url + "/login", json={"user": "bob"}, headers={"accept": "*/*"})
                 assert (answered.status_code, answered.headers["x-tlscap-replay"]) == (501, "unmatched")
                 assert answered.text.splitlines()[1:3] == [
@@ -442,7 +445,7 @@ def test_fallback() -> None:
 
     with ReplayServer(one((b"Content-Length", b"0")), fallback=fallback) as server:
         for http2 in (False, True):
-            with httpx.Client(http1=not http2, http2=http2) as client:
+            with httpx.Client(timeout=PATIENCE_S, http1=not http2, http2=http2) as client:
                 assert client.get(server.url + "/").content == b""
                 assert client.post(server.url + "/new?x=1", content=b"body").content == b"new"
                 assert client.get(server.url + "/none").status_code == 501
@@ -481,7 +484,7 @@ def test_incomplete_recordings_are_refused() -> None:
         ReplayServer(made)
     with ReplayServer(made, ServeOptions(allow_incomplete=True)) as server:
         assert [exchange.id for exchange, _ in server.left_out] == [2, 5]
-        assert httpx.get(server.url + "/3").status_code == 200
+        assert httpx.get(server.url + "/3", timeout=PATIENCE_S).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -550,7 +553,7 @@ def test_limits_of_http1() -> None:
 def test_limits_of_http2() -> None:
     with (
         ReplayServer(one((b"Content-Length", b"0")), ServeOptions(body_limit=1000)) as server,
-        httpx.Client(http1=False, http2=True) as client,
+        httpx.Client(timeout=PATIENCE_S, http1=False, http2=True) as client,
     ):
         assert client.post(server.url, content=b"x" * 1001).status_code == 413
         with pytest.raises(httpx.RemoteProtocolError):
@@ -584,7 +587,7 @@ def test_a_client_that_resets_again_and_again() -> None:
     with ReplayServer(one((b"Content-Length", b"0"))) as server:
         client = h2.connection.H2Connection()
         client.initiate_connection()
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        with connected(server) as connection:
             for number in range(600):
                 client.send_headers(1 + 2 * number, asking(b"/", b"POST"))
                 client.reset_stream(1 + 2 * number)
@@ -658,7 +661,7 @@ def test_recorded_times() -> None:
     for speed in (1.0, 10.0):
         with ReplayServer(recording((request(), answered)), ServeOptions(timing=speed)) as server:
             for http2 in (False, True):
-                with httpx.Client(http1=not http2, http2=http2) as client:
+                with httpx.Client(timeout=PATIENCE_S, http1=not http2, http2=http2) as client:
                     begun = time.monotonic()
                     assert client.get(server.url).content == b"ab"
                     assert time.monotonic() - begun >= 0.3 / speed - 0.01
@@ -676,12 +679,14 @@ def test_a_client_that_waits_for_100_continue() -> None:
     made = recording((request("POST", body=b"body"), response(200, (b"Content-Length", b"0"))))
     assert made.exchanges[0].response
     made.exchanges[0].response.interim.append(Interim(100, b"Go on", (), START_NS))
-    with ReplayServer(made) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with ReplayServer(made) as server, connected(server) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
         assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b"body")
         assert connection.recv(4096) == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-        assert httpx.post(server.url, content=b"body").status_code == 200  # nobody waits: none is sent
+        assert (
+            httpx.post(server.url, content=b"body", timeout=PATIENCE_S).status_code == 200
+        )  # nobody waits: none is sent
 
 
 def test_many_requests_ahead() -> None:
@@ -725,7 +730,7 @@ def test_the_end_of_a_tls_connection_is_said() -> None:
     with ReplayServer(one((b"A", b"1"), body=b"x" * 200_000)) as server:
         context = trust(server)
         with (
-            socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
+            connected(server) as plain,
             context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False) as secured,
         ):
             secured.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -750,7 +755,7 @@ def test_bombs_in_either_body(coding: bytes) -> None:
     bomb = gzip.compress(bytes(80 << 20))
     fields = ((b"content-encoding", coding), (b"content-type", b"application/json"))
     made = recording((request("POST", "/", *fields, body=bomb), response(200, (b"Content-Length", b"0"))))
-    with ReplayServer(made) as server, httpx.Client() as client:
+    with ReplayServer(made) as server, httpx.Client(timeout=PATIENCE_S) as client:
         headers = {name.decode(): value.decode() for name, value in fields}
         assert client.post(server.url, content=bomb, headers=headers).status_code == 200
         assert client.post(server.url, content=bomb[:-9], headers=headers).status_code == 501
@@ -760,13 +765,13 @@ def test_bombs_in_either_body(coding: bytes) -> None:
 def test_silent_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlscap.replay.serve.door._TICK_S", 0.01)
     with ReplayServer(one((b"Content-Length", b"0")), ServeOptions(idle_s=0.02)) as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        with connected(server) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
             while connection.recv(100):
                 pass
         client = h2.connection.H2Connection()
         client.initiate_connection()
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        with connected(server) as connection:
             connection.sendall(client.data_to_send())
             while connection.recv(100):
                 pass
@@ -774,10 +779,10 @@ def test_silent_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_connections_wait_for_a_place() -> None:
     with ReplayServer(one((b"Content-Length", b"0")), ServeOptions(connections=1)) as server:
-        first = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        first = connected(server)
         first.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert first.recv(100)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as second:
+        with connected(server) as second:
             second.sendall(b"GET / HTTP/1.1\r\n\r\n")
             first.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert first.recv(100)
@@ -787,14 +792,14 @@ def test_connections_wait_for_a_place() -> None:
         for _ in range(5):  # places are given back by whatever ends
             assert raw(server, b"GET / HTTP/1.1\r\n\r\n")
             assert raw(server, b"") == b""
-            with pytest.raises(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:
+            with pytest.raises(OSError), connected(server) as plain:
                 ssl.create_default_context().wrap_socket(plain, server_hostname="localhost")
 
 
 def test_stopping_ends_connections() -> None:
     server = ReplayServer(one((b"Content-Length", b"0")))
     server.start()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as silent, socket.create_connection(("127.0.0.1", server.port), timeout=10) as open_:  # fmt: skip
+    with connected(server) as silent, connected(server) as open_:  # fmt: skip
         open_.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert open_.recv(100)
         server.stop()
@@ -802,5 +807,5 @@ def test_stopping_ends_connections() -> None:
         assert open_.recv(100) == b""
         assert silent.recv(100) == b""
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        connected(server)
     assert (server.served, server.faults) == (1, [])

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from captures import answer, get, write_capture
 from click.testing import CliRunner
+from serving import PATIENCE_S
 
-from tlscap.cli.replay_serve import DIFFERENT, Listen, Timing, serve
+from tlscap.cli.replay_serve import DIFFERENT, Listen, serve
 from tlscap.errors import OutputError, TlscapError, UsageError
 
 CAPTURES = Path(__file__).parent / "fixtures" / "captures"
@@ -47,7 +48,7 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 def fetch(url: str) -> tuple[int, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=20) as answered:
+        with opener.open(url, timeout=PATIENCE_S) as answered:
             return answered.status, answered.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -68,7 +69,7 @@ def test_all_matched(capture: Path, number: signal.Signals) -> None:
         assert Path(authority).read_text().startswith("-----BEGIN CERTIFICATE-----")
         assert fetch(url + "/1") == (200, "one")
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, out, err) == (0, "", "1 request served, 0 unmatched, 0 exchanges never asked for\n")
         assert not Path(authority).exists()
 
@@ -78,7 +79,7 @@ def test_unmatched_and_unused(capture: Path) -> None:
         url = line(process)
         assert fetch(url + "/3")[0] == 501
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, out) == (DIFFERENT, "")
         assert "No recorded request matches: GET http://localhost:" in err
         assert "    path: is /3, recorded /1" in err
@@ -99,7 +100,7 @@ def test_json(capture: Path, tmp_path: Path) -> None:
         unmatched = json.loads(line(process))
         assert unmatched["differences"] == ['query parameter x: is "1", not in the recorded one']
         process.send_signal(signal.SIGINT)
-        stopped = json.loads(process.communicate(timeout=20)[0])
+        stopped = json.loads(process.communicate(timeout=PATIENCE_S)[0])
         unused = [{"exchange": 1, "request": "GET https://example.org/1"}]
         assert stopped == {"event": "stopped", "served": 1, "unmatched": 1, "unused": unused}
         assert process.returncode == DIFFERENT
@@ -110,7 +111,7 @@ def test_only_unused(capture: Path) -> None:
     with running(str(capture), "--strict-unused", "--tls") as process:
         assert line(process).startswith("https://127.0.0.1:")
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
         assert process.returncode == DIFFERENT
 
 
@@ -123,7 +124,7 @@ def test_incomplete(capture: Path) -> None:
         url = line(process)
         assert fetch(url + "/3")[0] == 200
         process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=20)[1]
+        err = process.communicate(timeout=PATIENCE_S)[1]
         assert err.startswith("warning: exchange 2 (GET https://example.org/2) is left out: it has no response\n")
 
 
@@ -174,17 +175,3 @@ def test_addresses(text: str, address: tuple[str, int] | None) -> None:
             Listen().convert(text, None, None)
     else:
         assert Listen().convert(text, None, None) == address
-
-
-@pytest.mark.parametrize(
-    ("text", "speed"),
-    [("none", 0), ("recorded", 1), ("x2", 2), ("0.5x", 0.5), ("x0", None), ("fast", None), ("-1", None)],
-)
-def test_timings(text: str, speed: float | None) -> None:
-    import click
-
-    if speed is None:
-        with pytest.raises(click.BadParameter):
-            Timing().convert(text, None, None)
-    else:
-        assert Timing().convert(text, None, None) == speed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -15,7 +16,7 @@ import h2.connection
 import h2.events
 import httpx
 import pytest
-from serving import MS, START_NS, pieces, recording, request, response
+from serving import MS, PATIENCE_S, START_NS, connected, pieces, recording, request, response
 from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from wsproto.connection import Connection, ConnectionType
@@ -24,6 +25,9 @@ from wsproto.events import CloseConnection, TextMessage
 from tlscap.http.events import Side
 from tlscap.replay.recording import Piece, Recording, TunnelMessage, load
 from tlscap.replay.serve import ReplayServer, ServeOptions
+from tlscap.replay.serve.answers import Answer, answer_to
+from tlscap.replay.serve.pace import Pace
+from tlscap.replay.serve.state import refusal
 
 CAPTURES = Path(__file__).parent / "fixtures" / "captures"
 ASKED, ANSWERED = Side.REQUEST, Side.RESPONSE
@@ -58,7 +62,7 @@ def chat(
 
 HELLO = (
     (ANSWERED, "text", b"welcome"),
-    (ASKED, "text", b'{"a": 1, "b": 2}'),
+    (ASKED, "text", b'{"a": 1.0, "b": 2}'),
     (ANSWERED, "ping", b"are you there"),
     (ANSWERED, "binary", b"\0\1"),
     (ASKED, "pong", b"are you there"),
@@ -70,7 +74,7 @@ HELLO = (
 def client(server: ReplayServer, *, tls: bool = False) -> ClientConnection:
     url = f"{'wss' if tls else 'ws'}://127.0.0.1:{server.port}/chat"
     context = ssl.create_default_context(cadata=server.ca_pem.decode()) if tls else None
-    return connect(url, ssl=context, open_timeout=10, close_timeout=10, proxy=None)
+    return connect(url, ssl=context, open_timeout=PATIENCE_S, close_timeout=PATIENCE_S, proxy=None)
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -83,7 +87,7 @@ def test_websocket(tls: bool, deflate: bool, version: bytes) -> None:
         assert socket_.recv() == "welcome"
         socket_.send('{"b":2,"a":1}')
         assert socket_.recv() == b"\0\1"
-        assert socket_.ping().wait(10)
+        assert socket_.ping().wait(PATIENCE_S)
         socket_.send(b"\2")
         assert socket_.recv() == "ü" * 40_000
         with pytest.raises(ConnectionClosedError) as closed:
@@ -161,7 +165,7 @@ def test_the_client_closes() -> None:
 
 def test_a_plain_request_gets_no_websocket() -> None:
     with ReplayServer(chat(*HELLO)) as server:
-        assert "does not ask for a WebSocket" in httpx.get(server.url + "/chat").text
+        assert "does not ask for a WebSocket" in httpx.get(server.url + "/chat", timeout=PATIENCE_S).text
         with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{server.port}/other", proxy=None):
             pass
 
@@ -188,7 +192,7 @@ def test_junk_instead_of_frames() -> None:
 def test_websocket_over_http2(recorded: bytes) -> None:
     """RFC 8441, with h2 and wsproto as the client."""
     made = chat(*HELLO[:2], (ANSWERED, "text", b"x" * 300_000), (ANSWERED, "close", b"bye"), version=recorded)
-    with ReplayServer(made) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+    with ReplayServer(made) as server, connected(server) as raw:
         http = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
         http.initiate_connection()
         raw.sendall(http.data_to_send())
@@ -307,12 +311,12 @@ def channel(server: ReplayServer, *, tls: bool) -> grpc.Channel:
 def test_grpc_unary(tls: bool) -> None:
     made = call("/x.Y/Unary", pieces(framed(b"question")), pieces(framed(b"answer")))
     with ReplayServer(made) as server, channel(server, tls=tls) as to:
-        answer, done = to.unary_unary("/x.Y/Unary").with_call(b"question", timeout=10)
+        answer, done = to.unary_unary("/x.Y/Unary").with_call(b"question", timeout=PATIENCE_S)
         assert answer == b"answer"
         assert dict(done.initial_metadata())["x-header"] == "h"
         assert dict(done.trailing_metadata())["x-trailer"] == "t"
         with pytest.raises(grpc.RpcError) as error:
-            to.unary_unary("/x.Y/Unary")(b"other", timeout=10)
+            to.unary_unary("/x.Y/Unary")(b"other", timeout=PATIENCE_S)
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert "gRPC message 1 of 1: 5 bytes, recorded 8 bytes" in error.value.details()
     assert server.unmatched_count == 1
@@ -324,15 +328,15 @@ def test_grpc_streams_of_one_side(tls: bool) -> None:
     made = call("/x.Y/Down", pieces(framed(b"q")), pieces(framed(*many)))
     made.exchanges += call("/x.Y/Up", pieces(framed(*many)), pieces(framed(b"a"))).exchanges
     with ReplayServer(made) as server, channel(server, tls=tls) as to:
-        assert list(to.unary_stream("/x.Y/Down")(b"q", timeout=10)) == many
-        assert to.stream_unary("/x.Y/Up")(iter(many), timeout=10) == b"a"
+        assert list(to.unary_stream("/x.Y/Down")(b"q", timeout=PATIENCE_S)) == many
+        assert to.stream_unary("/x.Y/Up")(iter(many), timeout=PATIENCE_S) == b"a"
     assert (server.unmatched, server.faults) == ([], [])
 
 
 def test_grpc_errors_without_a_message(tls: bool) -> None:
     made = load(str(CAPTURES / "grpc.tlscap.zst"))
     with ReplayServer(made) as server, channel(server, tls=tls) as to, pytest.raises(grpc.RpcError) as error:
-        to.unary_unary("/helloworld.Greeter/SayHello")(b"", timeout=10)
+        to.unary_unary("/helloworld.Greeter/SayHello")(b"", timeout=PATIENCE_S)
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
     assert error.value.details() == "no such greeter"
     assert server.faults == []
@@ -361,7 +365,7 @@ def test_grpc_in_both_directions(tls: bool) -> None:
             yield b"second one"
             go_on.acquire()
 
-        answers = to.stream_stream("/x.Y/Both")(questions(), timeout=10)
+        answers = to.stream_stream("/x.Y/Both")(questions(), timeout=PATIENCE_S)
         assert [next(answers), next(answers)] == [b"1a", b"1b"]
         go_on.release()
         assert next(answers) == b"2"
@@ -375,7 +379,7 @@ def test_no_answer_comes_before_its_question() -> None:
     """What was answered to the second message is not there when the first was: a PING shows that nothing else is on its way."""
     with (
         ReplayServer(bidirectional()) as server,
-        socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw,
+        connected(server) as raw,
     ):
         http = h2.connection.H2Connection()
         http.initiate_connection()
@@ -423,17 +427,17 @@ def test_grpc_conversations_are_told_apart_by_their_beginnings() -> None:
     ).exchanges
     with ReplayServer(made) as server, channel(server, tls=False) as to:
         both = to.stream_stream("/x.Y/Both")
-        assert list(both(iter([b"other", b"end"]), timeout=10)) == [b"x"]
-        assert list(both(iter([b"first", b"second one"]), timeout=10)) == [b"1a", b"1b", b"2"]
+        assert list(both(iter([b"other", b"end"]), timeout=PATIENCE_S)) == [b"x"]
+        assert list(both(iter([b"first", b"second one"]), timeout=PATIENCE_S)) == [b"1a", b"1b", b"2"]
         with pytest.raises(grpc.RpcError) as error:
-            list(both(iter([b"third"]), timeout=10))
+            list(both(iter([b"third"]), timeout=PATIENCE_S))
         assert "gRPC" in error.value.details()
     assert (server.served, server.unmatched_count, server.faults) == (2, 1, [])
 
 
 def test_grpc_that_goes_on_in_another_way() -> None:
     with ReplayServer(bidirectional()) as server, channel(server, tls=False) as to:
-        answers = to.stream_stream("/x.Y/Both")(iter([b"first", b"another"]), timeout=10)
+        answers = to.stream_stream("/x.Y/Both")(iter([b"first", b"another"]), timeout=PATIENCE_S)
         with pytest.raises(grpc.RpcError) as error:
             list(answers)
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -463,7 +467,7 @@ def test_an_answer_in_step_with_its_question_over_http1() -> None:
             ),
         )
     )
-    with ReplayServer(made) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+    with ReplayServer(made) as server, connected(server) as raw:
 
         def until(end: bytes) -> bytes:
             received = b""
@@ -481,7 +485,7 @@ def test_an_answer_in_step_with_its_question_over_http1() -> None:
         assert until(b"0\r\n\r\n") == b"0\r\n\r\n"
         raw.sendall(b"GET /next HTTP/1.1\r\n\r\n")
         assert until(b"body\n").startswith(b"HTTP/1.1 501 ")  # the connection goes on
-    with ReplayServer(made) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+    with ReplayServer(made) as server, connected(server) as raw:
         raw.sendall(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
         raw.shutdown(socket.SHUT_WR)  # the rest of the question will never come
         while raw.recv(4096):
@@ -489,7 +493,7 @@ def test_an_answer_in_step_with_its_question_over_http1() -> None:
     for junk in (b"junk\r\n", b"3\r\ntwo\r\n" * 20):
         with (
             ReplayServer(made, ServeOptions(body_limit=30)) as server,
-            socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw,
+            connected(server) as raw,
         ):
             raw.sendall(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n" + junk)
             with contextlib.suppress(ConnectionResetError):
@@ -505,9 +509,22 @@ def test_server_sent_events(http2: bool) -> None:
     assert answered
     with (
         ReplayServer(made, ServeOptions(timing=100)) as server,
-        httpx.Client(http1=not http2, http2=http2) as client_,
+        httpx.Client(timeout=PATIENCE_S, http1=not http2, http2=http2) as client_,
         client_.stream("GET", server.url + "/events") as stream,
     ):
         assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert b"".join(stream.iter_raw()) == answered.body
     assert server.faults == []
+
+
+def test_what_delays_are_counted_from() -> None:
+    """The end of the question; its beginning for an answer that comes meanwhile; the server's own answers wait for nothing."""
+    asked = request(ended_ns=START_NS + 1000_000 * MS)
+    answer = answer_to(recording((asked, response(started_ns=START_NS + 2000_000 * MS))).exchanges[0])
+
+    async def left(answer: Answer, *, early: bool) -> float:
+        return Pace.of_answer(answer, 2, early=early).left(START_NS + 2000_000 * MS)
+
+    assert asyncio.run(left(answer, early=True)) == pytest.approx(1000, abs=100)
+    assert asyncio.run(left(answer, early=False)) == pytest.approx(500, abs=100)
+    assert asyncio.run(left(refusal(400, "no"), early=False)) == 0

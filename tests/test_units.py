@@ -1,4 +1,4 @@
-"""Sizes and times: what people write is understood, what they read is short."""
+"""Sizes, times and speeds: what people write is understood, what they read is short."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlscap.cli.units import Duration, Size, count_text, size_text, time_text
+from tlscap.cli.units import Duration, Size, Timing, count_text, size_text, time_text
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -18,6 +18,10 @@ def size(text: str) -> int:
 
 def duration(text: str) -> float:
     return Duration().convert(text, None, None)
+
+
+def timing(text: str) -> float:
+    return Timing().convert(text, None, None)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,7 @@ def test_default_size() -> None:
     """A default that is a number already is taken as it is."""
     assert Size().convert(17, None, None) == 17
     assert Duration().convert(0.5, None, None) == 0.5
+    assert Timing().convert(2.0, None, None) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -82,10 +87,26 @@ def test_no_durations(text: str) -> None:
         duration(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "speed"),
+    [("none", 0), ("recorded", 1), ("x2", 2), ("x0.5", 0.5), ("0.5x", 0.5), ("10", 10), (".25", 0.25)],
+)
+def test_timings(text: str, speed: float) -> None:
+    """How many times as fast as recorded; 0 is without delays."""
+    assert timing(text) == speed
+
+
+@pytest.mark.parametrize("text", ["", "x", "x0", "0", "0.0001", "-1", "xnan", "inf", "fast", "None", "x1e3", "9" * 400])
+def test_no_timings(text: str) -> None:
+    """A factor that would wait for ever is none."""
+    with pytest.raises(click.BadParameter, match="is not none, recorded, or a factor such as x2"):
+        timing(text)
+
+
 @given(st.text(max_size=12))
 def test_any_text(text: str) -> None:
     """Any text is a value from 0 or a usage error."""
-    for convert in (size, duration):
+    for convert in (size, duration, timing):
         try:
             value = convert(text)
         except click.BadParameter:

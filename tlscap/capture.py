@@ -42,7 +42,8 @@ class Capture:
             raise CorruptError(
                 f"{path} is neither a tlscap sidecar nor a pcapng file",
                 offset=0,
-                hint="give NAME.tlscap.zst or NAME.pcapng; other captures and HAR files: tlscap import FILE -o NAME.pcapng",
+                hint="give NAME.tlscap.zst or NAME.pcapng; other captures, HAR files, cassettes of vcrpy and flows of mitmproxy: "
+                "tlscap import FILE -o NAME.pcapng",
             )
         self.is_sidecar = False
 

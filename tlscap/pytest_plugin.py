@@ -368,10 +368,12 @@ class _Use:
 
 def _speed(timing: str) -> float:
     """Return what ``none``, ``recorded`` and ``x2`` mean to the server."""
-    known = {"none": 0.0, "recorded": 1.0}
-    with contextlib.suppress(ValueError):
-        return known[timing] if timing in known else float(timing.removeprefix("x"))
-    raise pytest.UsageError(f"tlscap: timing is none, recorded or xN, not {timing!r}")
+    from tlscap.replay.timing import speed_of  # noqa: PLC0415
+
+    try:
+        return speed_of(timing)
+    except ValueError as error:
+        raise pytest.UsageError(f"tlscap: {error}") from None
 
 
 def _place(host: str) -> tuple[str, int]:

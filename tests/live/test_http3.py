@@ -78,7 +78,7 @@ def test_curl(record: Recorder, certificates: Certificates, server: tuple[int, P
     library, linker = one(root, "libssl.so.3"), one(root, "ld-linux-*.so.*")
     upload, download = tmp_path / "upload", tmp_path / "download"
     upload.write_bytes(random.Random(4).randbytes(UPLOAD))
-    curl = [
+    curl: list[str | Path | int] = [
         linker,
         "--library-path",
         library.parent,

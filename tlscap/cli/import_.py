@@ -376,7 +376,6 @@ def _foreign(head: bytes) -> FormatError:
         if head.startswith(magic):
             return CorruptError(f"it is compressed with {name}", offset=0, hint="unpack it first")
     return CorruptError(
-        "neither a pcap nor a pcapng nor a HAR file",
+        "neither a packet capture (pcap, pcapng) nor a HAR file, a cassette of vcrpy or flows of mitmproxy",
         offset=0,
-        hint="cassettes of vcrpy and flows of mitmproxy are read, too",
     )

@@ -24,7 +24,7 @@ COMMANDS = {
     "inspect": "Show the HTTP exchanges of a capture.",
     "diff": "Show what changed between two captures.",
     "rebuild": "Write the pcapng of a sidecar again.",
-    "import": "Take over another program's capture, or a HAR file.",
+    "import": "Take over what another program saved: a capture, HAR, vcrpy, mitmproxy.",
     "replay": "Serve, send or inject what was recorded.",
     "fixture": "Make and show small captures for regression tests.",
     "scrub": "Write a capture without its secrets, or find them.",

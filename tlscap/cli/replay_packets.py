@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from typing import Final
 
 import click
 
 from tlscap.capture import open_capture
 from tlscap.cli.output import count_of
-from tlscap.cli.replay_send import Speed
-from tlscap.cli.units import size_text
+from tlscap.cli.progress_line import ProgressLine
+from tlscap.cli.units import Timing, size_text
 from tlscap.errors import TruncatedError, UsageError
 from tlscap.export.table import visible
 from tlscap.replay.packets import Sent, find_interface, frames, inject, open_link
-
-_DRAW_S: Final = 0.2
 
 
 @click.command()
 @click.argument("file", type=click.Path())
 @click.option("--iface", required=True, metavar="NAME", help="The interface: lo, or a dummy or veth one.")
-@click.option("--timing", type=Speed(), default="recorded", show_default=True, metavar="recorded|none|xN",
+@click.option("--timing", type=Timing(), default="recorded", show_default=True, metavar="recorded|none|xN",
               help="The times of the recording, N times as fast, or as fast as the interface takes them.")  # fmt: skip
 @click.option(
     "--framing", type=click.Choice(["auto", "tls-null", "plain"]), help="Of a sidecar. Default: as it was recorded."
@@ -46,7 +42,7 @@ def packets(file: str, *, iface: str, timing: float, framing: str | None, loop: 
             f"{iface} is a network card: what was encrypted would go over the network in plaintext",
             hint="give lo, or a dummy or veth interface (docs/sending.md); or --onto-network",
         )
-    sent, progress = Sent(), _Progress()
+    sent, progress = Sent(), ProgressLine()
     with open_capture(file) as capture:
         next(frames(capture, framing), None)  # a file that can't be read is told before privileges are missing
         link = open_link(interface)
@@ -55,7 +51,7 @@ def packets(file: str, *, iface: str, timing: float, framing: str | None, loop: 
             for number in range(loop):
                 try:
                     inject(frames(capture, framing), link, interface, sent, speed=timing or None, number=number,
-                           on_progress=lambda: progress.draw(sent))  # fmt: skip
+                           on_progress=lambda: progress.draw(lambda: _so_far(sent)))  # fmt: skip
                 except TruncatedError as error:
                     progress.clear()
                     if number == 0:
@@ -66,6 +62,10 @@ def packets(file: str, *, iface: str, timing: float, framing: str | None, loop: 
             click.echo(_summary(sent, iface, interface.mtu, time.monotonic() - begun), err=True)
 
 
+def _so_far(sent: Sent) -> str:
+    return f"{sent.packets:,} packets, {size_text(sent.size)} sent"
+
+
 def _summary(sent: Sent, iface: str, mtu: int, seconds: float) -> str:
     what = f"{count_of(sent.packets, 'packet')} of {count_of(sent.connections, 'connection')}"
     parts = [f"sent {what}, {size_text(sent.size)}, on {iface} in {seconds:.1f} s"]
@@ -74,22 +74,3 @@ def _summary(sent: Sent, iface: str, mtu: int, seconds: float) -> str:
     if sent.unsent:
         parts.append(f"{count_of(sent.unsent, 'packet')} too long and not sent")
     return "; ".join(parts)
-
-
-class _Progress:
-    """A line on the terminal."""
-
-    def __init__(self) -> None:
-        self._draws = sys.stderr.isatty()
-        self._drawn = time.monotonic()
-
-    def draw(self, sent: Sent) -> None:
-        """Say how far it is, now and then."""
-        if self._draws and time.monotonic() - self._drawn > _DRAW_S:
-            self._drawn = time.monotonic()
-            click.echo(f"\r\x1b[K{sent.packets:,} packets, {size_text(sent.size)} sent", err=True, nl=False)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._draws:
-            click.echo("\r\x1b[K", err=True, nl=False)

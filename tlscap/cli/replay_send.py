@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from tlscap.cli.output import count_of, quiet_broken_pipe, use_color
+from tlscap.cli.progress_line import ProgressLine
 from tlscap.cli.rebuild import output_file
-from tlscap.cli.units import Duration, Size
+from tlscap.cli.units import Duration, Size, Timing
 from tlscap.diff import VOLATILE
 from tlscap.errors import TlscapError, UsageError
 from tlscap.export.table import visible
@@ -33,29 +33,9 @@ DIFFERENT: Final = 7
 _MARKS: Final = {Outcome.SAME: "=", Outcome.DIFFERENT: "~", Outcome.ERROR: "!", Outcome.SENT: ">", Outcome.SKIPPED: "."}
 _COLORS: Final = {"-": "\x1b[31m", "+": "\x1b[32m", "~": "\x1b[33m", "!": "\x1b[31m"}
 _RESET: Final = "\x1b[0m"
-_DRAW_S: Final = 0.2
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
-
-
-class Speed(click.ParamType[float]):
-    """``none``, ``recorded``, ``x2``: twice as fast; 0 is as soon as possible."""
-
-    name = "timing"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        if value in ("none", "recorded"):
-            return 0.0 if value == "none" else 1.0
-        try:
-            speed = float(value.removeprefix("x")) if value.startswith("x") else 0.0
-        except ValueError:
-            speed = 0.0
-        if not 0.001 <= speed <= 1e6:
-            self.fail(f"{value!r} is not none, recorded, or a speed such as x2 or x0.5", param, ctx)
-        return speed
 
 
 @click.command(
@@ -80,7 +60,7 @@ class Speed(click.ParamType[float]):
 @click.option("--no-variables", is_flag=True, help="Send cookies, tokens and ids as they were recorded.")
 @click.option("--concurrency", type=click.IntRange(1, 1024), default=1, show_default=True, metavar="N",
               help="Requests at once. What was on one connection stays in order; with 1 everything does.")  # fmt: skip
-@click.option("--timing", type=Speed(), default="none", show_default=True, metavar="none|recorded|xN",
+@click.option("--timing", type=Timing(), default="none", show_default=True, metavar="none|recorded|xN",
               help="The pauses of the recording, or N times as fast.")  # fmt: skip
 @click.option("--timeout", type=Duration(), default="60s", show_default=True, help="For each exchange.")
 @click.option("--retries", type=click.IntRange(0, 100), default=0, show_default=True,
@@ -246,8 +226,7 @@ class _Output:
         self._as_json = as_json
         self._verbose = verbose
         self._colored = colored
-        self._draws = sys.stderr.isatty()
-        self._drawn = time.monotonic()
+        self._progress = ProgressLine()
 
     def add(self, result: Result) -> None:
         """Take one."""
@@ -261,14 +240,11 @@ class _Output:
             for line in _lines(result):
                 mark = _COLORS.get(line.lstrip()[:1], "") if self._colored else ""
                 click.echo(f"{mark}{line}{_RESET}" if mark else line, color=True)
-        if self._draws and time.monotonic() - self._drawn > _DRAW_S:
-            self._drawn = time.monotonic()
-            click.echo(f"\r\x1b[K{self._sent:,} of {self._total:,} sent", err=True, nl=False)
+        self._progress.draw(lambda: f"{self._sent:,} of {self._total:,} sent")
 
     def clear(self) -> None:
         """Take the progress away."""
-        if self._draws:
-            click.echo("\r\x1b[K", err=True, nl=False)
+        self._progress.clear()
 
 
 def _lines(result: Result) -> Iterable[str]:

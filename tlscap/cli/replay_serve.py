@@ -16,7 +16,7 @@ import click
 
 from tlscap.cli.output import count_of, quiet_broken_pipe
 from tlscap.cli.rebuild import output_file
-from tlscap.cli.units import Size
+from tlscap.cli.units import Size, Timing
 from tlscap.errors import UsageError
 from tlscap.export.table import visible
 from tlscap.replay.matching import DEFAULT
@@ -28,25 +28,7 @@ from tlscap.replay.serve.state import Unmatched, json_line
 
 DIFFERENT: Final = 7
 _LISTED: Final = 20
-
-_TIMING = re.compile(r"x?(\d+(?:\.\d+)?|\.\d+)x?")
 _PEM: Final = b"-----BEGIN CERTIFICATE-----"
-
-
-class Timing(click.ParamType[float]):
-    """``none``, ``recorded``, ``x2``: how much faster than recorded; 0 for no delays."""
-
-    name = "timing"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        if value in ("none", "recorded"):
-            return 1.0 if value == "recorded" else 0.0
-        match = _TIMING.fullmatch(value)
-        if match is None or not float(match[1]):
-            self.fail(f"{value!r} is not none, recorded, or a factor such as x2", param, ctx)
-        return float(match[1])
 
 
 class Listen(click.ParamType[tuple[str, int]]):

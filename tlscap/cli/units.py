@@ -1,4 +1,4 @@
-"""Sizes and times as people write and read them."""
+"""Sizes, times and speeds as people write and read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 import click
+
+from tlscap.replay.timing import speed_of
 
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -44,6 +46,20 @@ class Duration(click.ParamType[float]):
         if match is None or factor is None:
             self.fail(f"{value!r} is not a time such as 10s, 2m or 1h", param, ctx)
         return float(match[1]) * factor
+
+
+class Timing(click.ParamType[float]):
+    """``none``, ``recorded``, ``x2``: how many times as fast as recorded; 0 for no delays."""
+
+    name = "timing"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return speed_of(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def size_text(size: float) -> str:

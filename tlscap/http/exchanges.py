@@ -575,7 +575,11 @@ class _Conversation:
             return False
         if isinstance(observer, Http2Connection):
             return observer.answers_ahead(item.data)
-        return isinstance(observer, Http1Connection) and observer.idle and clear_start(item.data, Side.RESPONSE) is not False
+        return (
+            isinstance(observer, Http1Connection)
+            and observer.idle
+            and clear_start(item.data, Side.RESPONSE) is not False
+        )
 
     def _flush(self, observer: Observer) -> list[AnyEvent]:
         """Have what waited for its question observed."""

@@ -9,9 +9,7 @@ before; see `Expected`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,11 +17,13 @@ from typing import Any, Final, NamedTuple
 
 from tlscap.diff import VOLATILE, Rules
 from tlscap.errors import UsageError
+from tlscap.export.table import shortened
 from tlscap.http.content import ContentError
 from tlscap.http.events import Header
-from tlscap.replay.json_paths import JsonPath
-from tlscap.replay.json_places import Steps, parse_json, path_text
+from tlscap.replay.json_documents import ABSENT, Change, changes, parse_json
+from tlscap.replay.json_paths import JsonPath, Steps, path_text
 from tlscap.replay.recording import DECODED_LIMIT, decoded
+from tlscap.replay.showing import first_difference, line_changes, value_text
 
 FRAMING: Final = frozenset(
     {"connection", "content-length", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -171,14 +171,14 @@ def _bodies(old: Answer, new: Answer, rules: Comparing, known: Expected) -> list
         if _is_json(old, first) and _is_json(new, second):
             try:
                 return _json(parse_json(first), parse_json(second), rules, known)
-            except (ValueError, RecursionError):
+            except ValueError:
                 pass  # then it is text
         texts = _text(first), _text(second)
         if texts[0] is not None and texts[1] is not None:
             return _texts(texts[0], texts[1], first, second, rules, known)
     lines = [f"- body: {_described(first, first_note)}", f"+ body: {_described(second, second_note)}"]
     if not first_note and not second_note and first and second:
-        lines.append(f"  the first difference is at byte {_first_difference(first, second)}")
+        lines.append(f"  the first difference is at byte {first_difference(first, second)}")
     return [Difference("body", tuple(lines))]
 
 
@@ -199,54 +199,37 @@ def _is_json(answer: Answer, body: bytes) -> bool:
 
 def _json(old: Any, new: Any, rules: Comparing, known: Expected) -> list[Difference]:
     """Compare two documents value by value."""
-    found: list[Difference] = []
-    left_out = 0
-
-    def differ(place: Steps, before: Any, after: Any, *, was: bool = True, now: bool = True) -> None:
-        nonlocal left_out
-        if len(found) >= _SHOWN_VALUES:
-            left_out += 1
-            return
-        path = path_text(place)
-        lines = [f"- {path}: {_value(before)}"] * was + [f"+ {path}: {_value(after)}"] * now
-        found.append(Difference(f"body {path}", tuple(lines), _brief(before), _brief(after)))
-
-    def walk(place: Steps, one: Any, other: Any) -> None:
-        if isinstance(one, dict) and isinstance(other, dict):
-            for key in dict.fromkeys((*one, *other)):
-                inside = (*place, key)
-                if key in one and key in other:
-                    walk(inside, one[key], other[key])
-                else:
-                    differ(inside, one.get(key), other.get(key), was=key in one, now=key in other)
-        elif isinstance(one, list) and isinstance(other, list):
-            for index in range(max(len(one), len(other))):
-                inside = (*place, index)
-                if index < len(one) and index < len(other):
-                    walk(inside, one[index], other[index])
-                else:
-                    was, now = index < len(one), index < len(other)
-                    differ(inside, one[index] if was else None, other[index] if now else None, was=was, now=now)
-        elif place not in known.places and not _same(one, other, known.rename):
-            differ(place, one, other)
-
     for path in (*rules.paths, *known.paths):
         path.remove(old)
         path.remove(new)
-    walk((), old, new)
+    found: list[Difference] = []
+    left_out = 0
+    for change in changes(old, new):
+        if change.steps in known.places or _is_renamed(change, known.rename):
+            continue
+        if len(found) < _SHOWN_VALUES:
+            found.append(_changed(change))
+        else:
+            left_out += 1
     if left_out:
         found.append(Difference("body", (f"  and {left_out:,} more values",)))
     return found
 
 
-def _same(one: Any, other: Any, rename: Callable[[str], str]) -> bool:
-    """Compare two values that don't hold others (one of them may).  True is not 1."""
-    if one == other:
-        return isinstance(one, bool) == isinstance(other, bool)
-    if isinstance(one, str) and isinstance(other, str):
-        return rename(one) == other
-    is_number = isinstance(one, int) and isinstance(other, int) and not isinstance(one, bool)
-    return is_number and rename(str(one)) == str(other)
+def _changed(change: Change) -> Difference:
+    path = path_text(change.steps)
+    sides = [(mark, value) for mark, value in (("-", change.old), ("+", change.new)) if value is not ABSENT]
+    lines = tuple(f"{mark} {path}: {value_text(value, _SHOWN_WIDTH)}" for mark, value in sides)
+    return Difference(f"body {path}", lines, _brief(change.old), _brief(change.new))
+
+
+def _is_renamed(change: Change, rename: Callable[[str], str]) -> bool:
+    """Tell whether a value is what today's values make of the recorded one."""
+    _, old, new = change
+    if isinstance(old, str) and isinstance(new, str):
+        return rename(old) == new
+    is_number = isinstance(old, int) and isinstance(new, int) and not isinstance(old, bool)
+    return is_number and rename(str(old)) == str(new)
 
 
 def _texts(old: str, new: str, old_body: bytes, new_body: bytes, rules: Comparing, known: Expected) -> list[Difference]:
@@ -260,14 +243,13 @@ def _texts(old: str, new: str, old_body: bytes, new_body: bytes, rules: Comparin
     before, after = old.splitlines(), new.splitlines()
     lines = [f"- body: {_described(old_body)}", f"+ body: {_described(new_body)}"]
     if max(len(before), len(after)) > _MOST_LINES:
-        lines.append(f"  the first difference is in line {_first_difference(before, after) + 1}")
+        lines.append(f"  the first difference is in line {first_difference(before, after) + 1}")
         return [Difference("body", tuple(lines))]
-    changes = [f"    {_short(line)}" for line in list(difflib.unified_diff(before, after, n=1, lineterm=""))[2:]] or [
-        "    (the line ends differ)"
-    ]
-    if len(changes) > _SHOWN_LINES:
-        changes[_SHOWN_LINES:] = [f"    and {len(changes) - _SHOWN_LINES:,} more lines"]
-    return [Difference("body", (*lines, *changes))]
+    diff = line_changes(before, after) or ["(the line ends differ)"]
+    lines += [f"    {_short(line)}" for line in diff[:_SHOWN_LINES]]
+    if len(diff) > _SHOWN_LINES:
+        lines.append(f"    and {len(diff) - _SHOWN_LINES:,} more lines")
+    return [Difference("body", tuple(lines))]
 
 
 def _without_group(pattern: re.Pattern[str], text: str) -> str:
@@ -288,36 +270,19 @@ def _text(body: bytes) -> str | None:
     return None if "\0" in text else text
 
 
-def _first_difference(one: Any, other: Any) -> int:
-    """Return the index of the first item in which two sequences differ; of bytes in steps, for they may be many."""
-    step = 1 << 16
-    for start in range(0, min(len(one), len(other)), step):
-        first, second = one[start : start + step], other[start : start + step]
-        if first != second:
-            pairs = enumerate(zip(first, second, strict=False))
-            return start + next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
-    return min(len(one), len(other))
-
-
 def _described(body: bytes, note: str = "") -> str:
     shown = f"{len(body):,} bytes, sha256 {hashlib.sha256(body).hexdigest()[:16]}"
     return f"{shown} ({note})" if note else shown
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"an object of {len(value):,}"
-    if isinstance(value, list):
-        return f"an array of {len(value):,}"
-    return _short(json.dumps(value, ensure_ascii=False))
-
-
 def _brief(value: Any) -> Any:
     """Return a value for the JSON report; large ones as words."""
+    if value is ABSENT:
+        return None
     if isinstance(value, (dict, list)):
-        return _value(value)
+        return value_text(value, _SHOWN_WIDTH)
     return _short(value) if isinstance(value, str) else value
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN_WIDTH else f"{text[:_SHOWN_WIDTH]}... ({len(text):,} characters)"
+    return shortened(text, _SHOWN_WIDTH)

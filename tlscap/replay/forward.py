@@ -19,19 +19,25 @@ from urllib.parse import urlsplit
 import httpx
 
 from tlscap.http.decoding import content_codings
+from tlscap.http.events import Header
+from tlscap.http.messages import field_values
 from tlscap.model import Endpoint, Flow, Process, Role, TupleSource
 from tlscap.replay.recording import Piece, RecordedExchange, RecordedRequest, RecordedResponse
 from tlscap.replay.redirect import resolve
 from tlscap.replay.serve import ReceivedRequest
+from tlscap.replay.serve.answers import UnservableError, answer_to
 
 PATIENCE_S: Final = 60.0
 BODY_LIMIT: Final = 64 << 20
 
 _PORTS: Final = {"http": 80, "https": 443}
-# What concerns the connection that a field came over (RFC 9110, 7.6.1), and what httpx computes anew.
+# What concerns the connection that a field came over (RFC 9110, 7.6.1), and trailers, which are not passed on.
 _OF_CONNECTION: Final = frozenset(
-    {b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade", b"proxy-authorization"}
-)
+    {
+        b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+        b"proxy-authorization",
+    }
+)  # fmt: skip
 
 
 class ForwardError(Exception):
@@ -58,7 +64,16 @@ class Forwarder:
         received = self._addressed(received)
         try:
             exchange = await self._ask(received)
-        except (ForwardError, httpx.HTTPError, OSError) as error:
+            answer_to(exchange)  # what the server would refuse to say is not kept
+        except (
+            ForwardError,
+            UnservableError,
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            OSError,
+            ValueError,
+            ExceptionGroup,
+        ) as error:
             authority = received.authority.decode("latin-1")
             self.problems.append(f"{authority} can't be asked: {error or type(error).__name__}")
             return None
@@ -66,6 +81,10 @@ class Forwarder:
         return exchange
 
     async def _ask(self, received: ReceivedRequest) -> RecordedExchange:
+        if received.websocket or received.protocol:
+            raise ForwardError("a WebSocket can't be forwarded: the kernel can record it (tlscap_recorder = kernel)")
+        if any(value.startswith(b"application/grpc") for value in field_values(received.headers, b"content-type")):
+            raise ForwardError("gRPC can't be forwarded: the kernel can record it (tlscap_recorder = kernel)")
         host, port = _split(received.authority.decode("latin-1"), received.scheme)
         # Whoever led the client here has the resolver lead here, and the environment.
         found = await asyncio.to_thread(resolve, host, port, type=socket.SOCK_STREAM)
@@ -94,19 +113,21 @@ class Forwarder:
         return dataclasses.replace(received, scheme=self._upstream.scheme, authority=authority, headers=headers)
 
     def _request(self, received: ReceivedRequest, host: str, address: str, port: int) -> httpx.Request:
-        names = {name.lower() for name, _ in received.headers}
-        headers = [(name, value) for name, value in received.headers if name.lower() not in _OF_CONNECTION]
-        if b"host" not in names:
+        headers = _end_to_end(received.headers)
+        if not field_values(received.headers, b"host"):
             headers.insert(0, (b"Host", received.authority))
         place = f"[{address}]" if ":" in address else address
         url = httpx.URL(f"{received.scheme}://{place}:{port}").copy_with(raw_path=received.target)
-        return httpx.Request(
-            received.method.decode("latin-1"),
+        method = received.method.decode("latin-1")
+        request = httpx.Request(
+            method,
             url,
             headers=headers,
             content=received.body or None,
             extensions={"sni_hostname": host} if received.scheme == "https" else {},
         )
+        request.method = method  # httpx writes it in capitals
+        return request
 
     def _recorded(
         self,
@@ -126,8 +147,8 @@ class Forwarder:
         host, _ = _split(authority, received.scheme)
         asked = tuple(
             (name.lower() if is_http2 else name, value)
-            for name, value in received.headers
-            if not (is_http2 and name.lower() in {b"host", *_OF_CONNECTION})
+            for name, value in _end_to_end(received.headers)
+            if not (is_http2 and name.lower() == b"host")
         )
         if not is_http2 and not any(name.lower() == b"host" for name, _ in asked):
             asked = ((b"Host", received.authority), *asked)
@@ -176,12 +197,20 @@ class Forwarder:
         )
 
 
+def _end_to_end(headers: tuple[Header, ...]) -> list[Header]:
+    """Return the fields that are not about the connection they came over."""
+    named = {name.strip().lower() for value in field_values(headers, b"connection") for name in value.split(b",")}
+    return [(name, value) for name, value in headers if name.lower() not in _OF_CONNECTION | named]
+
+
 def _split(authority: str, scheme: str) -> tuple[str, int]:
     """Return host and port of ``host``, ``host:port``, ``[::1]:port``.  Raises `ForwardError`."""
     try:
         url = httpx.URL(f"{scheme}://{authority}")
     except (httpx.InvalidURL, ValueError) as error:
         raise ForwardError(f"no server: {authority!r}") from error
+    if url.userinfo:
+        raise ForwardError("it names a user in its host")
     if not url.host:
         raise ForwardError("the request names no server")
     return url.host, url.port or _PORTS.get(scheme, 443)

@@ -1,6 +1,9 @@
-"""JSONPath, as much of it as names values to ignore or to compare: RFC 9535 without filters and slices.
+"""Names for values in JSON documents.
 
-``$.user.id``, ``$.items[0].id``, ``$.items[*].id``, ``$..etag`` (at any depth), ``$['odd name']``.  A path may leave ``$.`` out.
+A `JsonPath` is what a user writes: JSONPath (RFC 9535) without filters and slices.  docs/matching.md says how it is written: ``$.user.id``,
+``$.items[0].id``, ``$.items[*].id``, ``$..etag`` (at any depth), ``$['odd name']``.  It may name many values.
+
+`Steps` lead from the root to one value; `path_text` writes them as a path that names that value and no other.
 """
 
 from __future__ import annotations
@@ -11,13 +14,22 @@ from typing import Any, Final
 
 from tlscap.errors import UsageError
 
+Steps = tuple["str | int", ...]
+"""Names of members and indexes of elements."""
+
 _STEP = re.compile(
     r"""(?P<deep>\.\.)?(?:
-        \[\s*(?:(?P<index>-?\d+)|(?P<all>\*)|'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[^\]'"]+))\s*\]
+        \[\s*(?:
+            (?P<index>-?\d{1,18}) | (?P<all>\*)
+            | '(?P<single>(?:[^'\\]|\\.)*)' | "(?P<double>(?:[^"\\]|\\.)*)" | (?P<bare>[^\]'"]+)
+        )\s*\]
         | (?(deep)|\.)(?P<name>[^.\[\]]+)
     )""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
+_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
+_ESCAPED: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 _ANY: Final = object()
 
@@ -65,15 +77,26 @@ def _steps(text: str) -> Iterator[_Step]:
         if step is None or step.end() == pos:
             raise UsageError(f"{text!r} is no JSON path", hint="such as $.user.id, $.items[*].id or $..etag")
         pos = step.end()
-        deep = bool(step["deep"])
-        if step["index"] is not None:
-            yield deep, int(step["index"])
-        elif step["all"] or step["name"] == "*":
-            yield deep, _ANY
-        else:
-            yield deep, next(step[group] for group in ("name", "single", "double", "bare") if step[group] is not None)
+        yield bool(step["deep"]), _key(step)
     if pos == 0:
         raise UsageError(f"{text!r} names all of the document", hint="leave the body out with -body")
+
+
+def _key(step: re.Match[str]) -> Any:
+    """Return what a step chooses."""
+    if step["index"] is not None:
+        return int(step["index"])
+    if step["all"] or step["name"] == "*":
+        return _ANY
+    for quoted in (step["single"], step["double"]):
+        if quoted is not None:
+            return _ESCAPE.sub(_unescaped, quoted)
+    return step["name"] or step["bare"]
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code, character = match.groups()
+    return chr(int(code, 16)) if code else _ESCAPED.get(character, character)
 
 
 def _remove(node: Any, steps: list[_Step], at: int) -> None:
@@ -115,3 +138,29 @@ def _within(node: Any) -> Iterator[Any]:
         elif isinstance(top, list):
             yield top
             waiting += reversed(top)
+
+
+# --- One value ---
+
+
+def path_text(steps: Steps) -> str:
+    """Return steps as a path that `JsonPath` reads: ``$.items[0]['a name']``."""
+    return "$" + "".join(map(_step_text, steps))
+
+
+def _step_text(key: str | int) -> str:
+    if isinstance(key, int):
+        return f"[{key}]"
+    if _PLAIN.fullmatch(key):
+        return f".{key}"
+    escaped = key.replace("\\", "\\\\").replace("'", "\\'")
+    return f"['{escaped}']"
+
+
+def value_at(document: Any, steps: Steps) -> Any:
+    """Return the value that steps lead to.  Raises `LookupError` when there is none."""
+    for key in steps:
+        if not isinstance(document, dict if isinstance(key, str) else list):
+            raise KeyError(key)
+        document = document[key]  # type: ignore[index]
+    return document

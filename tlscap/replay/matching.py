@@ -19,6 +19,7 @@ from tlscap.errors import UsageError
 from tlscap.http.content import ContentError
 from tlscap.http.events import Header, Side
 from tlscap.http.messages import body_decoder, field_values, parameters
+from tlscap.replay.json_documents import parse_json, plain_number
 from tlscap.replay.json_paths import JsonPath
 from tlscap.replay.recording import DECODED_LIMIT, decoded
 
@@ -34,7 +35,6 @@ _PARSED_LIMIT: Final = (
 _PAIRS_LIMIT: Final = 100_000
 _PARTS_LIMIT: Final = 10_000
 _DECODER_PIECE: Final = 1 << 16
-_EXACT_INTEGER: Final = 1 << 53  # beyond it, not every integer is a float
 
 _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -268,7 +268,7 @@ class Matcher:
                 return None
 
     def _json(self, data: bytes) -> Any:
-        document = json.loads(data, parse_float=_number)
+        document = parse_json(data, number=plain_number)
         if self._compared_paths:
             return [{path.text: path.select(document) for path in self._compared_paths}]
         for path in self._ignored_paths:
@@ -377,9 +377,3 @@ def _one(headers: tuple[Header, ...], name: bytes) -> bytes:
         if len(key) == len(name) and key.lower() == name:
             return value
     return b""
-
-
-def _number(text: str) -> int | float:
-    """Make 1.0 the number 1: JSON has but one kind of number."""
-    number = float(text)
-    return int(number) if number.is_integer() and abs(number) < _EXACT_INTEGER else number

@@ -7,12 +7,14 @@ logs of test runs.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from tlscap.export.table import shortened, visible
+from tlscap.replay.json_documents import ABSENT, changes
+from tlscap.replay.json_paths import path_text
 from tlscap.replay.matching import (
     Content,
     Matcher,
@@ -23,6 +25,7 @@ from tlscap.replay.matching import (
     is_websocket,
     normal_path,
 )
+from tlscap.replay.showing import first_difference, line_changes, value_text
 
 _VALUE_WIDTH: Final = 80
 _NAME_WIDTH: Final = 60
@@ -120,7 +123,7 @@ def _body_score(one: Content, two: Content) -> float:
     if one.value == two.value:
         return 1e9
     if one.kind == "json":
-        return -float(sum(1 for _, _ in zip(_json_differences(two.value, one.value, "$"), range(_LINES), strict=False)))
+        return -float(sum(1 for _ in islice(changes(two.value, one.value), _LINES)))
     if isinstance(one.value, tuple):
         return -float(
             abs(len(one.value) - len(two.value)) + sum(a != b for a, b in zip(one.value, two.value, strict=False))
@@ -193,8 +196,7 @@ def content_differences(content: Content, recorded: Content) -> Iterator[str]:
     one, two = content.value, recorded.value
     match content.kind:
         case "json":
-            for where, line in _json_differences(two, one, "$"):
-                yield f"body: {where} {line}"
+            yield from _json_differences(one, two)
         case "form":
             yield from _named("form field", one, two)
         case "multipart":
@@ -207,43 +209,23 @@ def content_differences(content: Content, recorded: Content) -> Iterator[str]:
             yield from _bytes_differences(one, two)
 
 
-def _json_differences(old: Any, new: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Yield where two documents differ, and how.  The outermost list is `Content`'s, not the document's."""
-    if where == "$" and isinstance(old, list) and isinstance(new, list) and len(old) == len(new) == 1:
-        old, new = old[0], new[0]
-    waiting: list[tuple[Any, Any, str]] = [(old, new, where)]
-    while waiting:
-        old, new, where = waiting.pop()
-        if isinstance(old, dict) and isinstance(new, dict):
-            for name in old.keys() - new.keys():
-                yield _member(where, name), f"is missing, recorded {_json(old[name], name)}"
-            for name in new.keys() - old.keys():
-                yield _member(where, name), f"is {_json(new[name], name)}, not in the recorded one"
-            waiting += [(old[name], new[name], _member(where, name)) for name in reversed(old) if name in new]
-        elif isinstance(old, list) and isinstance(new, list):
-            if len(old) != len(new):
-                yield where, f"has {len(new)} elements, recorded {len(old)}"
-            pairs = list(zip(old, new, strict=False))
-            waiting += [(a, b, f"{where}[{at}]") for at, (a, b) in reversed(list(enumerate(pairs)))]
-        elif type(old) is not type(new) or old != new:
-            yield where, f"is {_json(new, where)}, recorded {_json(old, where)}"
-
-
-def _member(where: str, name: str) -> str:
-    return visible(
-        shortened(f"{where}.{name}" if re.fullmatch(r"[\w-]+", name) else f"{where}[{name!r}]", _NAME_WIDTH * 2)
-    )
+def _json_differences(one: list[Any], two: list[Any]) -> Iterator[str]:
+    for (_, *steps), old, new in changes(two, one):  # without the list that `Content` puts around a document
+        path = visible(shortened(path_text(tuple(steps)), _NAME_WIDTH * 2))
+        name = next((step for step in reversed(steps) if isinstance(step, str)), "")
+        if new is ABSENT:
+            yield f"body: {path} is missing, recorded {_json(old, name)}"
+        elif old is ABSENT:
+            yield f"body: {path} is {_json(new, name)}, not in the recorded one"
+        else:
+            yield f"body: {path} is {_json(new, name)}, recorded {_json(old, name)}"
 
 
 def _json(value: Any, name: str) -> str:
-    if isinstance(value, str) and _SECRET.search(name.rpartition(".")[2]):
-        return f'"{visible(_masked(value))}"'
-    if isinstance(value, dict | list) and len(value) > 20:
-        return f"{'an object' if isinstance(value, dict) else 'an array'} of {len(value)}"
-    try:
-        return visible(shortened(json.dumps(value, ensure_ascii=False), _VALUE_WIDTH))
-    except RecursionError:
-        return "…"
+    """Return a JSON value that a member of this name holds."""
+    if isinstance(value, str) and _SECRET.search(name):
+        value = _masked(value)
+    return visible(value_text(value, _VALUE_WIDTH))
 
 
 def _named(noun: str, pairs: Sequence[Pair], recorded: Sequence[Pair]) -> Iterator[str]:
@@ -301,7 +283,7 @@ def _text_differences(one: str, two: str) -> Iterator[str]:
         yield f"body: {_count(len(new), 'line')} of text, recorded {len(old)}"
         return
     yield "body: (- recorded, + received)"
-    for line in list(difflib.unified_diff(old, new, n=1, lineterm=""))[2:]:
+    for line in line_changes(old, new):
         yield "  " + visible(shortened(line, _VALUE_WIDTH))
 
 
@@ -320,7 +302,7 @@ def _bytes_differences(one: bytes, two: bytes) -> Iterator[str]:
 
 
 def _first_difference(one: bytes, two: bytes) -> str:
-    at = next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    at = first_difference(one, two)
     sizes = f"{_size(one)}, recorded {_size(two)}; " if len(one) != len(two) else ""
     begin = max(at - 4, 0)
     return f"{sizes}differs from byte {at} on: {one[begin : begin + 12].hex(' ') or 'nothing'}, recorded {two[begin : begin + 12].hex(' ') or 'nothing'}"

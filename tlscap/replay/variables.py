@@ -21,8 +21,8 @@ from tlscap.errors import UsageError
 from tlscap.http.content import ContentError
 from tlscap.http.events import Header
 from tlscap.replay.compare import Answer, Expected
-from tlscap.replay.json_paths import JsonPath
-from tlscap.replay.json_places import Steps, parse_json, path_text, value_at
+from tlscap.replay.json_documents import parse_json
+from tlscap.replay.json_paths import JsonPath, Steps, path_text, value_at
 from tlscap.replay.recording import RecordedExchange, RecordedResponse, decoded
 
 SHORTEST: Final = 6

@@ -318,9 +318,7 @@ class Http1Protocol(asyncio.Protocol):
     async def _perform(self, turn: _Turn, answer: Answer) -> None:
         """Send an answer step by step."""
         request, incoming, response = turn.request, turn.incoming, answer.response
-        recorded = answer.request
-        origin_ns = 0 if recorded is None else recorded.started_ns if turn.entry else recorded.ended_ns
-        pace = Pace(self._state.options.timing if recorded and answer.exchange else 0, origin_ns)
+        pace = Pace.of_answer(answer, self._state.options.timing, early=turn.entry is not None)
         old = request.version == b"HTTP/1.0"
         ready = answer.http1(bodiless=request.method == b"HEAD", old=old)
         for interim in () if old else answer.interims:

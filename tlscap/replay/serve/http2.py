@@ -359,9 +359,7 @@ class Http2Protocol(asyncio.Protocol):
     async def _perform(self, stream: _Stream, answer: Answer) -> None:
         """Send an answer step by step."""
         request, incoming, response = stream.request, stream.incoming, answer.response
-        recorded = answer.request
-        origin_ns = 0 if recorded is None else recorded.started_ns if stream.entry else recorded.ended_ns
-        pace = Pace(self._state.options.timing if recorded and answer.exchange else 0, origin_ns)
+        pace = Pace.of_answer(answer, self._state.options.timing, early=stream.entry is not None)
         ready = answer.http2(bodiless=request.method == b"HEAD")
         for interim in answer.interims:
             await pace.until(interim.time_ns)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from tlscap.replay.serve.answers import Answer
+
 _WORTH_S: Final = 0.001  # the loop's timers are no finer
 
 
@@ -17,6 +19,14 @@ class Pace:
         self._speed = speed
         self._origin_ns = origin_ns
         self._start = asyncio.get_running_loop().time() if speed else 0.0
+
+    @classmethod
+    def of_answer(cls, answer: Answer, speed: float, *, early: bool) -> Pace:
+        """Return the pace of an answer: counted from the end of its question, or from its beginning when it comes ``early``, meanwhile."""
+        asked = answer.request
+        if asked is None or answer.exchange is None:
+            return cls(0, 0)  # the server's own: nobody waits for that
+        return cls(speed, asked.started_ns if early else asked.ended_ns)
 
     def left(self, time_ns: int) -> float:
         """Return the seconds until this recorded time comes; 0 or less: now."""

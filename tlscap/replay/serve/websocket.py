@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
@@ -21,6 +20,7 @@ from wsproto.utilities import ProtocolError
 
 from tlscap.http.events import Header, Side
 from tlscap.http.messages import field_values
+from tlscap.replay.json_documents import parse_json, plain_number
 from tlscap.replay.matching import Content
 from tlscap.replay.nearest import content_differences
 from tlscap.replay.recording import RecordedExchange, TunnelMessage
@@ -323,9 +323,8 @@ def _content(data: str | bytes | bytearray) -> Content:
     text = data.encode() if isinstance(data, str) else bytes(data)
     if text[:1] in (b"{", b"["):
         try:
-            document: Any = json.loads(text)
-            return Content("json", [document])
-        except (ValueError, RecursionError):
+            return Content("json", [parse_json(text, number=plain_number)])
+        except ValueError:
             pass
     return Content("bytes", text)
 
