@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
+import os
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from tlscap.cli.scrub import report_lines
@@ -30,18 +31,21 @@ def redactor(rules_file: str | None) -> Redactor:
     def redact(path: str, sidecar: BinaryIO | None, pcapng: BinaryIO | None, framing: str) -> list[str]:
         recording = load(path, memory=MEMORY)
         result = Scrubber(rules, key=random_key()).scrub(recording.exchanges)
-        buffer = io.BytesIO()
-        written = write_capture(result.exchanges, buffer, origin="redacted")
-        if sidecar:
-            _write(sidecar, buffer.getbuffer())
-        if pcapng:
-            builder = PcapngBuilder(framing)
-            buffer.seek(0)
-            for frame in SidecarReader(buffer).frames():
-                for block in builder.feed(frame):
+        recording.exchanges = []  # what was changed is not needed twice
+        with contextlib.ExitStack() as stack:
+            # Nobody wants a sidecar, but the pcapng is made from one: it is in memory then.
+            target = sidecar or stack.enter_context(os.fdopen(os.memfd_create("tlscap", os.MFD_CLOEXEC), "w+b", 0))
+            written = write_capture(result.exchanges, target, origin="redacted")
+            result.exchanges = []
+            if pcapng:
+                stream = stack.enter_context(os.fdopen(os.dup(target.fileno()), "rb"))
+                stream.seek(0)
+                builder = PcapngBuilder(framing)
+                for frame in SidecarReader(stream).frames():
+                    for block in builder.feed(frame):
+                        _write(pcapng, block)
+                for block in builder.finish():
                     _write(pcapng, block)
-            for block in builder.finish():
-                _write(pcapng, block)
         return [f"redacted: {line}" for line in report_lines(result.report, recording, written)]
 
     return redact

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from tlscap.live.view import Redactor
 
 DEFAULT_RING = 64 << 20
-REDACT_LIMIT = 256 << 20
+REDACT_LIMIT = 128 << 20
 """Bytes of plaintext that a recording holds in memory to take secrets out of it."""
 _PASSED = (Counter.BYTES_IN, Counter.BYTES_OUT)
 CONNECTION = struct.Struct("=QQQQIIII")  # struct connection: id, bytes[2], handshake start, calls, flags, pid, pad

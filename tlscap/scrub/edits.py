@@ -32,12 +32,15 @@ def without_overlaps(edits: Iterable[Edit]) -> list[Edit]:
 
 def apply(text: bytes, edits: Sequence[Edit]) -> bytes:
     """Return the text with edits that are in order and don't overlap."""
-    parts: list[bytes] = []
+    if not edits:
+        return text
+    kept = memoryview(text)  # the text may be long: no copies but the result
+    parts: list[bytes | memoryview] = []
     reached = 0
     for one in edits:
-        parts += (text[reached : one.start], one.text)
+        parts += (kept[reached : one.start], one.text)
         reached = one.end
-    parts.append(text[reached:])
+    parts.append(kept[reached:])
     return b"".join(parts)
 
 

@@ -1,22 +1,26 @@
 """Finds secrets in a text by their names and shapes.
 
-A text is searched in every `View` of it.  Where two findings overlap, the longer one holds: what stands in a text within
-quotes, say, rather than the part of it up to an escape.  Nothing here is quadratic in the text's length, whatever the text.
+A text is searched in every `View` of it, a long one in pieces (`tlscap.scrub.windows`).  Where two findings overlap, the longer one
+holds: what stands in a text within quotes, say, rather than the part of it up to an escape.  Nothing here is quadratic in the text's
+length, whatever the text.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from tlscap.scrub.jsonpaths import chosen, leaves
 from tlscap.scrub.pseudonyms import SHAPE, is_pseudonym
-from tlscap.scrub.rules import ENTROPY, Rules
-from tlscap.scrub.views import unescaped_form, unescaped_html, unescaped_json, views
+from tlscap.scrub.rules import ENTROPY, OWN, Rules
+from tlscap.scrub.views import View, unescaped_form, unescaped_html, unescaped_json, views
+from tlscap.scrub.windows import MARGIN, in_windows
 
 COMMAND_LINE: Final = "command line"
 
@@ -51,7 +55,9 @@ class Finding(NamedTuple):
     """``basic``: of the base64 of a user and a password; ``number``: of a JSON text, without quotes."""
 
 
-_NAME = re.compile(rb"""(?:^|[?&;,\s"'#({|\\\x00])([A-Za-z0-9_.%\[\]-]{1,64})=""")
+# Of these two, something stands before everything they find: a line break that is put before the text.  A choice there is slow.
+_NAME = re.compile(rb"""[?&;,\s"'#({|\\\x00]([A-Za-z0-9_.%\[\]-]{1,64}+)=""")
+_NAME_OF: Final = rb"""[?&;,\s"'#({|\\\x00](%s)="""
 _VALUE = re.compile(rb"""[^&\x00-\x20"'<>;,\\#)}]+""")
 _RANDOM_VALUE = re.compile(rb"""[^&\x00-\x20"'<>;,\\#)}]{32,258}(?=[&\x00-\x20"'<>;,\\#)}]|\Z)""")
 _JSON_PAIR = re.compile(
@@ -59,8 +65,12 @@ _JSON_PAIR = re.compile(
     rb"""(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\Z)|'([^'\\]*+(?:\\.[^'\\]*+)*+)(?:'|\Z)|(-?[0-9][0-9.eE+-]{0,40})|(\[[^\[\]{}]{0,65536}\]))""",
     re.DOTALL,
 )
+_JSON_NAME = re.compile(rb"""(["'])([^"'\\\s]{1,64}+(?:\\.[^"'\\]{0,64}+){0,8}+)\1\s{0,64}+:""", re.DOTALL)
+_JSON_RANDOM = re.compile(
+    rb"""["'](?=[^"']{0,256}[A-Z])(?=[^"']{0,256}[a-z])(?=[^"']{0,256}[0-9])[A-Za-z0-9+/_.~-]{32,256}={0,2}["']"""
+)
 _JSON_STRING = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
-_ELEMENT = re.compile(rb"<(?:[A-Za-z0-9_-]{1,40}:)?([A-Za-z0-9_.-]{1,64})(?:\s[^<>]{0,1000})?>([^<]+)(?=</)")
+_ELEMENT = re.compile(rb"<(?:[A-Za-z0-9_-]{1,40}:)?([A-Za-z0-9_.-]{1,64})(?:\s[^<>]{0,1000})?>([^<]+)(?=</|\Z)")
 _ATTRIBUTE = re.compile(rb"""[\s<]([A-Za-z0-9_.:-]{1,64})\s{0,8}=\s{0,8}(?:"([^"<]{1,65536})"|'([^'<]{1,65536})')""")
 _INPUT = re.compile(rb"<(?:input|meta|param)\s[^<>]{1,4000}>", re.IGNORECASE)
 _PART = re.compile(
@@ -68,7 +78,7 @@ _PART = re.compile(
     rb"""(?:[^\r\n]{1,1000}\r\n){0,20}\r\n""",
     re.IGNORECASE,
 )
-_LINE = re.compile(rb"(?:^|[\r\n'\"\x00])[ \t]*([A-Za-z0-9-]{1,64}):[ \t]*([^\r\n'\"\x00]{1,65536})")
+_LINE = re.compile(rb"[\r\n'\"\x00][ \t]*+([A-Za-z0-9-]{1,64}+):[ \t]*([^\r\n'\"\x00]{1,65536})")
 _COOKIE = re.compile(rb"(?:^|[;,]\s*)([^=;,\s]{1,200})=\"?([^;\"\s]*)")
 _PARAMETER = re.compile(rb"([A-Za-z0-9_-]{1,64})\s{0,8}=\s{0,8}(?:\"([^\"]*)\"|([^\s,\"]+))")
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9._-]{0,40})[ \t]+(\S.*)", re.DOTALL)
@@ -104,7 +114,13 @@ _NEVER_RANDOM = re.compile(
     r"report|server|date|via|user-agent|alt-svc|cf-ray|x-amz-(?:id|cf)|link|location|referer|boundary|host|type|uuid|guid|path|url|image|data"
 )
 _HEX_OR_WORDS = re.compile(rb"[0-9a-fA-F-]+|[A-Za-z]+(?:[-_./][A-Za-z]*)*|[0-9._-]+")
+_RANDOM_MIN: Final = 32  # characters, as `_RANDOM` has it
 _ENTROPY_MIN: Final = 4.2  # bits a character
+_UNENDED_MIN: Final = (
+    MARGIN // 8
+)  # bytes of an element of which a piece of a text shows no end; the rest may be escapes
+_REMEMBERED_MIN: Final = 512  # bytes of a text from which what is in it is kept in mind
+_REMEMBERED_MAX: Final = 1 << 16  # texts
 _USER_OPTIONS: Final = frozenset((b"-u", b"--user", b"-U", b"--proxy-user"))
 _COOKIE_OPTIONS: Final = frozenset((b"-b", b"--cookie"))
 _NO_WORD = re.compile(rb"[^A-Za-z0-9]+")
@@ -116,35 +132,63 @@ class Finder:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
+        # The same few names stand in a text thousands of times.
+        self._is_secret_name = lru_cache(4096)(rules.is_secret_name)
+        self._is_secret_header = lru_cache(4096)(rules.is_secret_header)
+        self._never_random = lru_cache(4096)(lambda name: _NEVER_RANDOM.search(name.lower()) is not None)
+        self._known: dict[bytes, list[Finding]] = {}
+        self._own_shapes = {name: shape for name, shape in rules.shapes.items() if name.startswith(OWN)}
 
     def find(self, text: bytes, place: Place) -> list[Finding]:
         """Return the secrets of a text, none of which overlap, in order."""
-        found: list[Finding] = []
-        for view in views(text):
-            for one in self._in_view(view.data, place):
-                start, end = view.origin(one.start, one.end)
-                codec = one.codec if view.data is text else one.codec.replace("number", "")
-                found.append(Finding(start, end, one.value, one.rule, codec))
-        found += self._in_base64(text, place)
+        if len(text) < _REMEMBERED_MIN:
+            return self._find(text, place)
+        # Every text is searched twice at least: when secrets are collected, and when they are replaced.
+        key = hashlib.blake2b(text, digest_size=16, person=b"tlscap scrub").digest() + repr(place[:-1]).encode()
+        found = self._known.get(key)
+        if found is None:
+            found = self._find(text, place)
+            if len(self._known) < _REMEMBERED_MAX:
+                self._known[key] = found
+        return found
+
+    def _find(self, text: bytes, place: Place) -> list[Finding]:
+        found = in_windows(text, lambda piece: self._find_in(piece, place, whole=len(piece) == len(text)))
+        if place.is_json:  # of the text as a whole: a piece of it doesn't tell where in the JSON it stands
+            found += self._true(self._json_leaves(text))
         return without_overlaps(found)
 
+    def _find_in(self, text: bytes, place: Place, *, whole: bool) -> list[Finding]:
+        """Return the secrets of a text in its views; ``whole``: it is no piece of a longer one.  They may overlap."""
+        found: list[Finding] = []
+        if not whole:
+            place = place._replace(is_json=False)
+        readings = views(text)
+        for view in readings:
+            for one in self._in_view(view.data, place):
+                start, end = view.origin(one.start, one.end)
+                codec = one.codec.replace("number", "") if view.is_derived else one.codec
+                found.append(Finding(start, end, one.value, one.rule, codec))
+        found += self._in_base64(readings[0], place)
+        if readings[0].is_derived:  # from bytes that are no text, and these rules may be about them
+            found += self._true(self._shapes(text, self._own_shapes))
+        return found
+
     def _in_view(self, text: bytes, place: Place) -> Iterator[Finding]:
-        for one in self._candidates(text, place):
+        return self._true(self._candidates(text, place))
+
+    @staticmethod
+    def _true(candidates: Iterable[Finding]) -> Iterator[Finding]:
+        """Leave out what is no secret by its value, whatever its name."""
+        for one in candidates:
             harmless = _HARMLESS_VALUES.fullmatch(one.value) and not one.rule.startswith("JSON path")
             if one.value and not harmless and not is_scrubbed(one.value):
                 yield one
 
     def _candidates(self, text: bytes, place: Place) -> Iterator[Finding]:
-        rules = self._rules
         if place.is_header:
             yield from self._header(text, place.name, 0, len(text))
-        for name, shape in rules.shapes.items():
-            for match in shape.finditer(text):
-                group = 1 if shape.groups else 0
-                start, end = match.span(group)
-                if start < 0:
-                    start, end = match.span()
-                yield Finding(start, end, text[start:end], name)
+        yield from self._shapes(text, self._rules.shapes)
         if place.is_header and len(text) < 8:
             return
         if b"=" in text:
@@ -161,9 +205,21 @@ class Finder:
         if place.kind == COMMAND_LINE:
             yield from self._command_line(text)
 
+    def _shapes(self, text: bytes, shapes: Mapping[str, re.Pattern[bytes]]) -> Iterator[Finding]:
+        for name, shape in shapes.items():
+            needed = self._rules.needed.get(name)
+            if needed and not any(one in text for one in needed):
+                continue
+            for match in shape.finditer(text):
+                group = 1 if shape.groups else 0
+                start, end = match.span(group)
+                if start < 0:
+                    start, end = match.span()
+                yield Finding(start, end, text[start:end], name)
+
     def _is_random(self, name: str, value: bytes) -> bool:
         """Tell whether a value of this name looks like a token of which no rule knows."""
-        if not self._rules.entropy or _NEVER_RANDOM.search(name.lower()) or not _is_random(value):
+        if not self._rules.entropy or len(value) < _RANDOM_MIN or self._never_random(name) or not _is_random(value):
             return False
         return not any(shape.fullmatch(value) for shape in self._rules.kept_shapes)
 
@@ -172,7 +228,7 @@ class Finder:
     def _header(self, text: bytes, name: str, start: int, end: int) -> Iterator[Finding]:
         rule = f"header {name}"
         value = text[start:end]
-        if self._rules.is_secret_header(name):
+        if self._is_secret_header(name):
             if name in ("cookie", "set-cookie"):
                 yield from self._cookies(text, name, start, end)
             elif name.endswith("authorization") or name == "x-auth":
@@ -192,35 +248,48 @@ class Finder:
 
     def _lines(self, text: bytes) -> Iterator[Finding]:
         """Find header fields in a text: a dump, an argument of curl."""
-        for match in _LINE.finditer(text):
+        for match in _LINE.finditer(b"\n" + text):
             name = match[1].decode().lower()
-            if self._rules.is_secret_header(name) and name != "auth":
-                yield from self._header(text, name, *match.span(2))
+            if self._is_secret_header(name) and name != "auth":
+                yield from self._header(text, name, match.start(2) - 1, match.end(2) - 1)
 
     # --- Names and values ---
 
     def _pairs(self, text: bytes, place: Place) -> Iterator[Finding]:
+        pattern = _NAME
+        padded = b"\n" + text
+        if not place.is_form:  # most names are of no interest, and a page has thousands
+            names = set(_NAME.findall(padded))
+            names = {one for one in names if self._is_secret_name(unescaped_form(one), query=True)}
+            if not names:
+                return
+            pattern = re.compile(_NAME_OF % b"|".join(map(re.escape, sorted(names))))
         at = 0
-        while match := _NAME.search(text, at):
+        while match := pattern.search(padded, at):
             at = match.end()
             name = unescaped_form(match[1])
-            in_query = place.is_form or text[match.start() : match.start() + 1] in (b"?", b"&")
-            if self._rules.is_secret_name(name, query=in_query, form=place.is_form):
-                if value := _VALUE.match(text, at):
-                    yield Finding(*value.span(), unescaped_form(value[0]), f"name {name.decode('latin-1')}")
+            in_query = place.is_form or match[0][:1] in (b"?", b"&")
+            if self._is_secret_name(name, query=in_query, form=place.is_form):
+                if value := _VALUE.match(padded, at):
+                    yield Finding(
+                        value.start() - 1, value.end() - 1, unescaped_form(value[0]), f"name {name.decode('latin-1')}"
+                    )
                     at = value.end()
                 continue
-            value = _RANDOM_VALUE.match(text, at) if place.is_form else None
+            value = _RANDOM_VALUE.match(padded, at) if place.is_form else None
             if value and self._is_random(name.decode("latin-1"), value[0]):
-                yield Finding(*value.span(), value[0], ENTROPY)
+                yield Finding(value.start() - 1, value.end() - 1, value[0], ENTROPY)
 
     def _json_pairs(self, text: bytes) -> Iterator[Finding]:
+        names = {name for _, name in _JSON_NAME.findall(text)}
+        if not any(self._is_secret_name(unescaped_json(one)) for one in names) and not _JSON_RANDOM.search(text):
+            return
         at = 0
         while match := _JSON_PAIR.search(text, at):
             at = match.end()
             name = unescaped_json(match[2])
-            group = next(number for number in (3, 4, 5, 6) if match.start(number) >= 0)
-            if not self._rules.is_secret_name(name):
+            group = match.lastindex or 0  # the value's: 3 to 6
+            if not self._is_secret_name(name):
                 if group in (3, 4) and self._is_random(name.decode("latin-1"), match[group]):
                     yield Finding(*match.span(group), match[group], ENTROPY)
                 if group == 6:
@@ -254,18 +323,20 @@ class Finder:
 
     def _markup(self, text: bytes) -> Iterator[Finding]:
         for match in _ELEMENT.finditer(text):
-            if self._rules.is_secret_name(match[1]) and (value := match[2].strip()):
+            if match.end() == len(text) and len(match[2]) < _UNENDED_MIN:
+                continue  # it never ends: no element, unless the end stands in what follows this piece of a text
+            if self._is_secret_name(match[1]) and (value := match[2].strip()):
                 start = match.start(2) + match[2].index(value)
                 yield Finding(start, start + len(value), unescaped_html(value), f"name {match[1].decode()}")
         for match in _ATTRIBUTE.finditer(text):
-            if self._rules.is_secret_name(match[1]):
+            if self._is_secret_name(match[1]):
                 group = 2 if match.start(2) >= 0 else 3
                 yield Finding(*match.span(group), unescaped_html(match[group]), f"name {match[1].decode()}")
         for element in _INPUT.finditer(text):
             attributes = {one[1].lower(): one for one in _ATTRIBUTE.finditer(text, *element.span())}
             name = attributes.get(b"name")
             value = attributes.get(b"value") or attributes.get(b"content")
-            if name and value and self._rules.is_secret_name(name[2] or name[3]):
+            if name and value and self._is_secret_name(name[2] or name[3]):
                 group = 2 if value.start(2) >= 0 else 3
                 yield Finding(
                     *value.span(group), unescaped_html(value[group]), f"name {(name[2] or name[3]).decode('latin-1')}"
@@ -274,7 +345,7 @@ class Finder:
     def _parts(self, text: bytes) -> Iterator[Finding]:
         """Find fields of a multipart form (RFC 7578)."""
         for match in _PART.finditer(text):
-            if b"filename" in match[2].lower() or not self._rules.is_secret_name(match[1], query=True, form=True):
+            if b"filename" in match[2].lower() or not self._is_secret_name(match[1], query=True, form=True):
                 continue
             end = text.find(b"\r\n--", match.end())
             end = len(text) if end < 0 else end
@@ -293,7 +364,7 @@ class Finder:
                 yield from _password(text, start, end, option)
             elif option in _COOKIE_OPTIONS and b"=" in word:
                 yield from self._cookies(text, "cookie", start, end)
-            elif option[:2] == b"--" and word[:1] != b"-" and self._rules.is_secret_name(option):
+            elif option[:2] == b"--" and word[:1] != b"-" and self._is_secret_name(option):
                 yield Finding(start, end, word, f"option {option.decode('latin-1')}")
             elif word[:2] == b"-u" and b":" in word[2:]:
                 yield from _password(text, start + 2, end, b"-u")
@@ -303,15 +374,15 @@ class Finder:
 
     # --- Within base64 ---
 
-    def _in_base64(self, text: bytes, place: Place) -> Iterator[Finding]:
+    def _in_base64(self, view: View, place: Place) -> Iterator[Finding]:
         """Find what is a secret by its name or shape within a text in base64; the whole of it is the secret then."""
-        for match in _BASE64.finditer(text):
+        for match in _BASE64.finditer(view.data):
             plain = decode_base64(match[0])
             if not plain or not _PRINTABLE.fullmatch(plain) or is_pseudonym(match[0]):
                 continue
             for one in self._in_view(plain, Place(place.kind)):
                 if one.rule != ENTROPY:
-                    yield Finding(*match.span(), one.value, one.rule, "within")
+                    yield Finding(*view.origin(*match.span()), one.value, one.rule, "within")
 
 
 def _password(text: bytes, start: int, end: int, option: bytes) -> Iterator[Finding]:

@@ -58,8 +58,8 @@ _SHAPES: Final = {
     "slack-token": r"xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[0-9]-[A-Za-z0-9-]{10,}",
     "slack-webhook": r"hooks\.slack\.com/(?:services|workflows)/([A-Za-z0-9/_-]{20,})",
     "stripe-key": r"(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{10,}|whsec_[A-Za-z0-9+/=]{16,}",
-    "google-key": r"AIza[0-9A-Za-z_-]{35}|GOCSPX-[A-Za-z0-9_-]{20,}|ya29\.[0-9A-Za-z_-]{16,}|1//0[0-9A-Za-z_-]{30,}",
-    "openai-key": r"(?<![A-Za-z0-9])sk-(?:proj-|ant-|svcacct-|or-)?[A-Za-z0-9_-]{20,}",
+    "google-key": r"AIza[0-9A-Za-z_-]{35}|GOCSPX-[A-Za-z0-9_-]{20,}|ya29\.[0-9A-Za-z_-]{16,}|1//0(?<![A-Za-z0-9+]1//0)[0-9A-Za-z_-]{30,}",
+    "openai-key": r"sk-(?<![A-Za-z0-9]sk-)(?:proj-|ant-|svcacct-|or-)?[A-Za-z0-9_-]{20,}",
     "npm-token": r"npm_[A-Za-z0-9]{36}",
     "pypi-token": r"pypi-[A-Za-z0-9_-]{50,}",
     "huggingface-token": r"hf_[A-Za-z0-9]{30,}",
@@ -70,13 +70,30 @@ _SHAPES: Final = {
     "age-key": r"AGE-SECRET-KEY-1[0-9A-Z]{58}",
     "private-key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[\s\S]{20,20000}?"
     r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-    "url-credentials": r"[A-Za-z][A-Za-z0-9+.-]{1,20}://(?:[^/\s:@\"'<>\\]{0,256}):([^/\s@\"'<>\\]{1,512})@",
-    "bearer-token": r"(?i:bearer)\s{1,4}([A-Za-z0-9._~+/-]{16,}={0,2})",
+    "url-credentials": r"://(?<=[A-Za-z0-9+.-]://)(?:[^/\s:@\"'<>\\]{0,256}):([^/\s@\"'<>\\]{1,512})@",
+    "bearer-token": r"[bB][eE][aA][rR][eE][rR]\s{1,4}([A-Za-z0-9._~+/-]{16,}={0,2})",
 }  # fmt: skip
-"""Tokens that are known by their shape, wherever they stand.  A group tells which part is the secret."""
+"""Tokens that are known by their shape, wherever they stand.  A group tells which part is the secret.
+
+They begin with fixed characters where that is possible, and look behind only then: `re` goes through a text many times as fast so.
+"""
+
+_NEEDED: Final = {
+    "github-token": ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+    "aws-key-id": ("AKIA", "ASIA", "ABIA", "ACCA"),
+    "slack-token": ("xox", "xapp-"),
+    "stripe-key": ("k_live_", "k_test_", "whsec_"),
+    "google-key": ("AIza", "GOCSPX-", "ya29.", "1//0"),
+    "telegram-token": (":AA",),
+}
+"""Texts of which one is in every token of a shape that has no such beginning: looking for them first is quicker."""
 
 ENTROPY: Final = "high-entropy"
 """The rule for what looks random and stands where tokens stand."""
+
+
+OWN: Final = "regex "
+"""How the names of a user's own shapes begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +116,10 @@ class Rules:
     entropy: bool = True
     keep: frozenset[str] = frozenset()
     """Names of fields, and of these rules, that are no secrets after all."""
+    needed: Mapping[str, tuple[bytes, ...]] = field(
+        default_factory=lambda: {name: tuple(text.encode() for text in texts) for name, texts in _NEEDED.items()}
+    )
+    """By name of a shape: a text without any of these has none of it."""
     kept_shapes: tuple[re.Pattern[bytes], ...] = ()
     """Of rules that are no longer among ``shapes``: what they match may look as random as it likes."""
     keep_undecodable: bool = False
@@ -126,9 +147,9 @@ class Rules:
     ) -> Rules:
         """Return these rules and more.  Raises `UsageError`."""
         shapes = dict(self.shapes)
-        own = sum(name.startswith("regex ") for name in shapes)
+        own = sum(name.startswith(OWN) for name in shapes)
         for number, text in enumerate(regexes, own + 1):
-            name = f"regex {number}"  # reports name it, and it may spell a secret
+            name = f"{OWN}{number}"  # reports name it, and it may spell a secret
             try:
                 shapes[name] = re.compile(text.encode())
             except re.error as error:

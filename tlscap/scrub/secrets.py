@@ -9,15 +9,17 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import quote, quote_plus
 
 from tlscap.scrub.edits import Edit, apply, without_overlaps
 from tlscap.scrub.finder import decode_base64
+from tlscap.scrub.index import Hit, Index
 from tlscap.scrub.pseudonyms import Pseudonyms, is_pseudonym
 from tlscap.scrub.rules import NAMES
 from tlscap.scrub.views import View, views
+from tlscap.scrub.windows import MARGIN, in_windows
 
 ANYWHERE: Final = 8
 """Bytes from which a secret is replaced anywhere, also within other text."""
@@ -33,14 +35,18 @@ DIGITS: Final = 16
 
 _CUT_MIN: Final = 6  # bytes of a secret at the edge of a hole that are still taken for a part of it
 
+_DEPTH: Final = 2  # codings, one within the other, that are looked into
+_PLAIN, _BASE64, _BASE64_URL, _HEX = range(4)  # kinds in the index
+
 _LETTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _STANDARD: Final = _LETTERS + b"+/"
 _URL_SAFE: Final = _LETTERS + b"-_"
 _HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 _RUNS: Final = {one: re.compile(b"[" + re.escape(one) + b"]*") for one in (_STANDARD, _URL_SAFE, _HEX_DIGITS)}
-_FEW: Final = 4  # bytes of a text for each of the secrets below which it is short
-_LONG_RUN = re.compile(rb"[A-Za-z0-9+/_-]{6}")  # shorter than any core of `AS_WORD` bytes
+_ALPHABETS: Final = {_BASE64: _STANDARD, _BASE64_URL: _URL_SAFE}
 _LINES = re.compile(rb"(?:[A-Za-z0-9+/]{40,76}\r?\n){1,20000}[A-Za-z0-9+/]{0,76}")
+_LINE_END = re.compile(rb"\n(?<=[A-Za-z0-9+/]{39}[A-Za-z0-9+/\r]\n)")
+_LINE_MAX: Final = 77  # characters, with a carriage return
 _WORD_BYTE = re.compile(rb"[A-Za-z0-9_]")
 _ESCAPED = re.compile(rb"[+/=]")
 
@@ -52,10 +58,11 @@ class Secrets:
         self._pseudonyms = pseudonyms
         self._anywhere: dict[bytes, bytes] = {}
         self._as_word: dict[bytes, bytes] = {}
-        self._plain = _Texts()
-        self._cores = {_STANDARD: _Texts(), _URL_SAFE: _Texts()}
-        """By alphabet of base64, what surely stands in a text that has a secret in it."""
-        self._hex = _Texts()
+        self._index = Index()
+        """Of each secret: itself, what surely stands in base64 that has it in it, and its hexadecimal digits."""
+        self._plain = Index()
+        """The secrets alone."""
+        self._longest = 0
 
     def __len__(self) -> int:
         return len(self._anywhere) + len(self._as_word)
@@ -71,18 +78,27 @@ class Secrets:
             elif len(value) >= AS_WORD and not value.isalpha() and not value.isdigit() and _WORD_BYTE.search(value):
                 self._as_word[value] = name
             if value in self._anywhere or value in self._as_word:
-                self._plain.add(value)
+                self._plain.add(value, _PLAIN)
                 self._know_coded(value)
+                self._longest = max(self._longest, len(value))
         return name
 
-    def edits(self, text: bytes, depth: int = 0) -> Iterator[Edit]:
-        """Yield what replaces the secrets in a text; the edits may overlap."""
-        if not self._anywhere and not self._as_word:
-            return
-        for view in views(text):
-            yield from self._in_view(view)
-            if depth < 2:
-                yield from self._in_runs(view, depth)
+    def edits(self, text: bytes, depth: int = 0) -> list[Edit]:
+        """Return what replaces the secrets in a text; the edits may overlap."""
+        if not self:
+            return []
+        margin = max(MARGIN, 8 * self._longest)  # escaped, it takes six times as much
+        return in_windows(text, lambda piece: list(self._edits_in(piece, depth)), margin)
+
+    def _edits_in(self, text: bytes, depth: int) -> Iterator[Edit]:
+        readings = views(text)
+        if readings[0].is_derived:  # from bytes that are no text: a secret may be such bytes, too
+            yield from self._as_they_are(View(text), self._plain.within(text))
+        for view in readings:
+            hits = self._index.within(view.data)
+            yield from self._as_they_are(view, hits)
+            if depth < _DEPTH:
+                yield from self._in_runs(view, hits, depth, again=view is not readings[0])
 
     def cut_edits(self, text: bytes, cut: int) -> Iterator[Edit]:
         """Yield what replaces the parts of secrets that are left on both sides of a hole."""
@@ -97,9 +113,11 @@ class Secrets:
                     yield Edit(cut, cut + size, name, "part of a secret")
                     break
 
-    def _in_view(self, view: View) -> Iterator[Edit]:
+    def _as_they_are(self, view: View, hits: Sequence[Hit]) -> Iterator[Edit]:
         text = view.data
-        for at, value in self._plain.within(text):
+        for at, value, kind in hits:
+            if kind != _PLAIN:
+                continue
             end = at + len(value)
             name = self._anywhere.get(value)
             if name is None:
@@ -111,26 +129,36 @@ class Secrets:
 
     # --- Within other codings ---
 
-    def _in_runs(self, view: View, depth: int) -> Iterator[Edit]:
+    def _in_runs(self, view: View, hits: Sequence[Hit], depth: int, *, again: bool) -> Iterator[Edit]:
+        """``again``: a view of this text was looked at before; what stood there as it stands here is known."""
         data = view.data
-        if not _LONG_RUN.search(data):
-            return
-        for alphabet, cores in self._cores.items():
+        for kind, alphabet in _ALPHABETS.items():
             known = -1  # the end of the run that was looked at last
-            for at in sorted(at for at, _ in cores.within(data)):
-                if at < known:
-                    continue
-                start, known = _run(data, at, alphabet)
-                yield from self._run_edit(view, start, known, depth)
-        for match in _LINES.finditer(data):
-            yield from self._run_edit(view, *match.span(), depth)
-        for start, end in sorted({_run(data, at, _HEX_DIGITS) for at, _ in self._hex.within(data)}):
-            changed = self._hexadecimal(data[start:end], depth)
-            if changed is not None:
-                yield Edit(*view.origin(start, end), changed, "seen elsewhere")
+            for hit in hits:
+                if hit.kind == kind and hit.at >= known:
+                    start, known = _run(data, hit.at, alphabet)
+                    yield from self._run_edit(view, start, known, depth, again=again)
+        at = 0
+        while end := _LINE_END.search(data, at):
+            lines = _LINES.search(data, max(at, end.start() - _LINE_MAX))
+            if not lines:
+                break
+            yield from self._run_edit(view, *lines.span(), depth, again=again)
+            at = lines.end()
+        known = -1
+        for hit in hits:
+            if hit.kind == _HEX and hit.at >= known:
+                start, known = _run(data, hit.at, _HEX_DIGITS)
+                changed = self._hexadecimal(data[start:known], depth)
+                if changed is not None:
+                    yield Edit(*view.origin(start, known), changed, "seen elsewhere")
 
-    def _run_edit(self, view: View, start: int, end: int, depth: int) -> Iterator[Edit]:
+    def _run_edit(self, view: View, start: int, end: int, depth: int, *, again: bool) -> Iterator[Edit]:
         """Yield what makes a run of base64 one without secrets, if there are any in it."""
+        if again:
+            begin, stop = view.origin(start, end)
+            if stop - begin == end - start:  # nothing in it was undone
+                return
         padding = view.data[end : end + 2]
         end += len(padding) - len(padding.lstrip(b"="))
         changed = self._base64(view.data[start:end], depth)
@@ -168,6 +196,7 @@ class Secrets:
 
     def _know_coded(self, value: bytes) -> None:
         """Note how a secret looks within base64 and hexadecimal digits, whatever stands before it."""
+        self._index.add(value, _PLAIN)
         text = value.decode("utf-8", "surrogateescape")
         quoted = json.dumps(text)[1:-1].encode()
         written = {
@@ -178,42 +207,14 @@ class Secrets:
             quote_plus(value).encode(),
         }
         for one in written:
-            self._hex.add(one.hex().encode())
-            self._hex.add(one.hex().upper().encode())
+            self._index.add(one.hex().encode(), _HEX)
+            self._index.add(one.hex().upper().encode(), _HEX)
             for skip in range(3):
                 coded = base64.b64encode(bytes(skip) + one)
                 begin, end = (skip * 8 + 5) // 6, (skip + len(one)) * 8 // 6
                 core = coded[begin:end]
-                self._cores[_STANDARD].add(core)
-                self._cores[_URL_SAFE].add(core.replace(b"+", b"-").replace(b"/", b"_"))
-
-
-class _Texts:
-    """Texts of `AS_WORD` bytes and more that are looked for in others, many in many."""
-
-    def __init__(self) -> None:
-        self._by_start: dict[bytes, list[bytes]] = {}
-        self._all: dict[bytes, None] = {}  # a set that keeps its order: results must not depend on hashes
-
-    def add(self, text: bytes) -> None:
-        if text not in self._all:
-            self._all[text] = None
-            self._by_start.setdefault(text[:AS_WORD], []).append(text)
-
-    def within(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield where these texts stand."""
-        if len(data) < _FEW * len(self._all):
-            # One look at each place of a short text, instead of a search for each of many.
-            for at in range(len(data) - AS_WORD + 1):
-                for one in self._by_start.get(data[at : at + AS_WORD], ()):
-                    if data.startswith(one, at):
-                        yield at, one
-            return
-        for one in self._all:
-            at = data.find(one)
-            while at >= 0:
-                yield at, one
-                at = data.find(one, at + len(one))
+                self._index.add(core, _BASE64)
+                self._index.add(core.replace(b"+", b"-").replace(b"/", b"_"), _BASE64_URL)
 
 
 def _run(data: bytes, at: int, alphabet: bytes) -> tuple[int, int]:

@@ -55,6 +55,8 @@ _DIGESTS: Final = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5", "sha"
 _CHECKSUMS = re.compile(
     r"x-amz-checksum-.*|x-amz-content-sha256|x-goog-hash|x-ms-content-crc64|content-crc32c?|x-content-sha256"
 )
+_TOO_LARGE: Final = f"bodies too large to look into: more than {DECODED_LIMIT >> 20} MiB"
+_UNDECODABLE: Final = "bodies that can't be decoded"
 _PLAIN = re.compile(rb"[\x20-\x7e\x80-\xff]*")
 
 
@@ -131,6 +133,9 @@ class Walker:
             # It may be compressed, and what that refers to is lost.
             if message.data:
                 self.withheld["WebSocket messages after a loss"] += 1
+            return message._replace(data=b"")
+        if len(message.data) > DECODED_LIMIT and not self._keep_undecodable:
+            self.withheld[f"WebSocket messages too large to look into: more than {DECODED_LIMIT >> 20} MiB"] += 1
             return message._replace(data=b"")
         place = Place(f"WebSocket {message.kind}", is_json=message.data[:1] in b"{[" and bool(message.data))
         if message.kind == "binary" and (changed := self._whole_protobuf(message.data, place)) is not None:
@@ -220,16 +225,23 @@ class Walker:
         if not old:
             return old, whole
         place, kind = _body_place(message, side)
+        if len(old) > DECODED_LIMIT:
+            return self._unopened(old, _TOO_LARGE), whole
         if not message.encodings:
             if not message.complete:
                 place = place._replace(cuts=(*(hole.offset for hole in message.holes), len(old)))
             return self._content(old, message, place, kind)
         if not message.complete:
             return self._unopened(old, "bodies with a content coding that are incomplete"), whole
+        decoder = None
         try:
-            plain = message.decoded()
+            decoder = ContentDecoder(message.encodings, output_limit=DECODED_LIMIT)
+            plain = b"".join(decoder.feed(old))
+            why = "" if decoder.finish() else _UNDECODABLE
         except ContentError:
-            return self._unopened(old, "bodies that can't be decoded"), whole
+            why = _TOO_LARGE if decoder and decoder.output_length > DECODED_LIMIT else _UNDECODABLE
+        if why:
+            return self._unopened(old, why), whole
         content, _ = self._content(plain, message, place, kind)
         # Around what was decoded there may be more: comments of gzip, what follows its end.
         hidden = self._look(old, Place(f"{side.value} body, around its coding"))
