@@ -503,6 +503,19 @@ def complaints(folder: Path, file: Path, *options: str) -> list[str]:
     return re.findall(r"^(?:Errors|Warns).*(?:\n.+)*", output, re.MULTILINE)
 
 
+def expect_no_complaints(folder: Path, sidecar: Path) -> None:
+    """tshark has no warning about a recording in either framing.
+
+    It is told to look no deeper than TLS and TCP: in noise its heuristics would find anything.
+    """
+    for framing, layer in (("tls-null", "tls.port==0-65535,data"), ("plain", "tcp.port==0-65535,data")):
+        file = folder / f"{framing}.pcapng"
+        done = run_tlscap("rebuild", sidecar, "-o", file, "--framing", framing, "--force")
+        assert done.returncode == 0, done.stderr
+        options = ("-d", layer, "-d", "tcp.port==0-65535,tls") if framing == "tls-null" else ("-d", layer)
+        assert complaints(folder, file, *options) == [], (sidecar.name, framing)
+
+
 CURL = ("curl", "--disable", "--silent", "--show-error", "--fail-with-body")
 """Without ~/.curlrc."""
 

@@ -17,7 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from live.servers import CLEAN_ENVIRONMENT, PATIENCE_S, TLSCAP, Certificates, run_tlscap, wait_until
+from live.servers import (
+    CLEAN_ENVIRONMENT,
+    PATIENCE_S,
+    TLSCAP,
+    Certificates,
+    Recording,
+    check_rebuild,
+    expect_no_complaints,
+    run_tlscap,
+    wait_until,
+)
 from live.stacks.heard import Conversation, conversations, digest
 from live.subjects import HERE, STACKS, Subject, compiled, loading
 from live.test_errors import complaint
@@ -52,6 +62,8 @@ class Tally:
     killed: int = 0
     refused: int = 0
     flows: list[Conversation] = dataclasses.field(default_factory=list)
+    latest: Path | None = None
+    """The sidecar of the latest that finished."""
 
     @property
     def enough(self) -> bool:
@@ -80,7 +92,8 @@ def record_again_and_again(pid: int, folder: Path, tally: Tally) -> None:
             tally.refused += 1
             continue
         tally.finished += 1
-        tally.flows += conversations(base.with_name(base.name + ".tlscap.zst"))
+        tally.latest = base.with_name(base.name + ".tlscap.zst")
+        tally.flows += conversations(tally.latest)
 
 
 def expect_parts(flows: list[Conversation], noise: tuple[Path, Path]) -> None:
@@ -145,7 +158,10 @@ def test_survives(name: str, certificates: Certificates, noise: tuple[Path, Path
             break
     print(f"{name}: {took:.1f} s, {tally.finished} finished, {tally.killed} killed, {len(tally.flows)} flows")
     assert tally.enough, tally
+    assert tally.latest
     expect_parts(tally.flows, noise)
+    check_rebuild(Recording(tally.latest.with_name(tally.latest.name.partition(".")[0]), 0, b"", ""))
+    expect_no_complaints(tmp_path, tally.latest)
 
 
 def test_seccomp_is_strict(certificates: Certificates, noise: tuple[Path, Path], tmp_path: Path) -> None:
