@@ -173,6 +173,14 @@ def test_incomplete_ones_are_refused(tmp_path: Path) -> None:
     assert not load(str(out)).exchanges[0].complete
 
 
+def test_the_refusal_names_no_secret(tmp_path: Path) -> None:
+    """Services put tokens into paths, and the message goes to a log."""
+    asked = get("/bot/Zx9-kQ7w_pL3/x?token=Zx9-kQ7w_pL3")
+    path = write_capture(tmp_path / "x.tlscap.zst", [(asked, answer(b"x" * 9)[:-5])], whole=False)
+    with pytest.raises(IncompleteError, match=r"/bot/scrubbed-000001/x\)"):
+        run("make", path, "-o", tmp_path / "y.tlscap.zst")
+
+
 def test_what_cannot_be_looked_into_is_refused(tmp_path: Path) -> None:
     path = write_capture(
         tmp_path / "x.tlscap.zst", [(get("/"), answer(b"\x00\x01", "Content-Encoding: secret-coding"))]

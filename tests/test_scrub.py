@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -720,3 +722,147 @@ def test_more_than_allowed(tmp_path: Path) -> None:
     path = write_capture(tmp_path / "x.tlscap.zst", [(get("/"), answer(bytes(3 << 20)))])
     with pytest.raises(TlscapError, match="more than 1 MiB"):
         run(path, "-o", tmp_path / "o", "--memory", "2M")
+
+
+# --- Found by attack: each of these was left once ---
+
+LEFT = "Zx9-kQ7w_pL3"
+
+
+def everything(exchange: RecordedExchange) -> bytes:
+    return b"\n".join(texts_of(exchange))
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [f"sid=two words {LEFT}", f'sid=a"b{LEFT}', LEFT, f"my sid={LEFT}", f"sid = {LEFT}", f"={LEFT}", f'sid="a;{LEFT}"',
+     f"{'n' * 201}={LEFT}", f'sid={{"a":"{LEFT}"}}', f"lang=en, sid={LEFT}"],
+)  # fmt: skip
+def test_cookies_as_nobody_should_write_them(cookie: str, tmp_path: Path) -> None:
+    exchange = one(tmp_path, get("/", f"Cookie: {cookie}"), answer())
+    assert LEFT.encode() not in everything(exchange)
+    exchange = one(tmp_path, get("/"), answer(b"", f"Set-Cookie: {cookie}; Path=/; SameSite=Lax"), None)
+    assert exchange.response
+    assert LEFT.encode() not in everything(exchange)
+    assert exchange.response.values(b"set-cookie")[0].endswith(b"; Path=/; SameSite=Lax")
+
+
+def test_a_cookie_that_is_kept_keeps_no_other(tmp_path: Path) -> None:
+    exchange = one(tmp_path, get("/", f"Cookie: lang=en, sid={LEFT}"), answer(), Rules().extended(keep=["lang"]))
+    assert re.fullmatch(rb"lang=en, sid=scrubbed-\w+", exchange.request.values(b"cookie")[0])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [f"Custom foo=bar {LEFT}", f'Digest realm="x" {LEFT}', f'Digest username="a", response="q\\"{LEFT}"',
+     f"Basic Zm9vOmJhcmJhcg==, Bearer {LEFT}"],
+)  # fmt: skip
+def test_credentials_beside_parameters(value: str, tmp_path: Path) -> None:
+    assert LEFT.encode() not in everything(one(tmp_path, get("/", f"Authorization: {value}"), answer()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Token", "Secret", "Password", "access_token", "Api_Key", "sessionid", "X-Access-Key", "X-Auth-Key", "X-CSRFToken",
+     "X-Token-Bin", "Authorization-Bin", "Set-Cookie2", "X-Goog-IAP-JWT-Assertion", "X-Original-Cookie"],
+)  # fmt: skip
+def test_names_of_fields(name: str, tmp_path: Path) -> None:
+    assert LEFT.encode() not in everything(one(tmp_path, get("/", f"{name}: {LEFT}"), answer()))
+
+
+def test_words_at_the_beginning_of_lines_are_no_fields(tmp_path: Path) -> None:
+    body = b"Session: on Tuesday\r\nPassword: ask Bob\r\n"
+    assert body_of(tmp_path, body, kind="text/plain") == body
+
+
+@pytest.mark.parametrize("begin", ["abc'", "abc,", "abc;", "a)", "a}", 'a"', "a<", "a\\"])
+def test_values_that_nobody_escaped(begin: str, tmp_path: Path) -> None:
+    pairs = f"a=1&password={begin}{LEFT}&z=2"
+    for request in (get(f"/p?{pairs}"), get("/", f"Referer: https://h/?{pairs}"), form(pairs)):
+        left = everything(one(tmp_path, request, answer()))
+        assert LEFT.encode() not in left
+        assert b"z=2" in left
+
+
+def test_a_form_by_hand(tmp_path: Path) -> None:
+    exchange = one(tmp_path, form(f"password=my {LEFT} is (long)&next=1;pass={LEFT}2;page=3"), answer())
+    assert re.fullmatch(rb"password=scrubbed-\w+&next=1;pass=scrubbed-\w+;page=3", exchange.request.body)
+
+
+def form(body: str) -> bytes:
+    head = f"POST / HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
+
+
+def test_at_signs_in_passwords_of_urls(tmp_path: Path) -> None:
+    left = body_of(tmp_path, f"see https://bob:p@{LEFT}@h/x, or mail a@b".encode(), kind="text/plain")
+    assert re.fullmatch(rb"see https://bob:scrubbed-\w+@h/x, or mail a@b", left)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"Access Token": "Zx9-kQ7w_pL3"}', b'{"Access Token": "P"}'),
+        (b'{"token": ["a]b", "c"], "d": 1}', b'{"token": ["P", "P"], "d": 1}'),
+        (b'{"pin": [1234, "abc"]}', b'{"pin": ["P", "P"]}'),
+        (b'{"token": ["a\\"", "two"]}', b'{"token": ["P", "P"]}'),
+        (b'{"token": ' + b"9" * 60 + b"}", b'{"token": "P"}'),
+        (b"<a><password><![CDATA[x<y]]></password></a>", b"<a><password><![CDATA[P]]></password></a>"),
+        (b'DB_PASSWORD="two words"\nX="y"\n', b'DB_PASSWORD="P"\nX="y"\n'),
+        (
+            b'--b\r\nContent-Disposition: Form-Data; name="token"; filename="t"\r\n\r\nabc\r\n--d\r\n--b--\r\n',
+            b'--b\r\nContent-Disposition: Form-Data; name="token"; filename="t"\r\n\r\nP\r\n--b--\r\n',
+        ),
+    ],
+)
+def test_more_bodies(body: bytes, expected: bytes, tmp_path: Path) -> None:
+    assert re.sub(rb"scrubbed-[a-z2-7]{20}", b"P", body_of(tmp_path, body)) == expected
+
+
+def test_all_that_is_in_base64(tmp_path: Path) -> None:
+    """Several secrets in one text, and one that is too short to be looked for anywhere."""
+    for inner in (b'{"password": "hunter-two-1", "token": "Zx9-kQ7w_pL3"}', b'{"user": "alice", "password": "x7Q9"}'):
+        left = json.loads(body_of(tmp_path, b'{"data": "%s"}' % base64.b64encode(inner)))["data"]
+        with contextlib.suppress(ValueError):
+            left += base64.b64decode(left, validate=True).decode()
+        assert not any(secret in left for secret in ("hunter-two-1", LEFT, "x7Q9"))
+        assert base64.b64encode(b"x7Q9").decode()[:4] not in left
+
+
+def test_names_in_the_report(tmp_path: Path) -> None:
+    body = f'{{"token": "{LEFT}", "{LEFT}_token": "abcdefghijk"}}'.encode()
+    path = write_capture(tmp_path / "x.tlscap.zst", [(get("/"), answer(body))])
+    result = scrub(load(str(path)).exchanges, key=KEY)
+    assert LEFT not in json.dumps(result.report.to_dict())
+    assert sum(result.report.replaced.values()) == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--oauth2-bearer", LEFT], ["--pass", LEFT], ["-a", f"al:{LEFT}"], ["--cert", f"c.pem:{LEFT}"], ["-H", f"Token: {LEFT}"],
+     [f"-bsid={LEFT}"], ["-token", LEFT], [f"--password=ab, {LEFT}"], ["-d", f"password=a {LEFT}&x=1"]],
+)  # fmt: skip
+def test_more_command_lines(words: list[str], tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.tlscap.zst", [(get("/"), answer())])
+    exchanges = load(str(path)).exchanges
+    exchanges[0].flow.process.cmdline = ("curl", *words, "-v", "https://h/")
+    line = scrub(exchanges, key=KEY).exchanges[0].flow.process.cmdline
+    assert LEFT not in " ".join(line)
+    assert line[-2:] == ("-v", "https://h/")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("application/xml", b"<a><password>only the begin", b"<a><password>P"),
+        ("application/xml", b"<a><password><![CDATA[only the begin", b"<a><password><![CDATA[P"),
+        ("application/grpc", b"\0\0\0\0\x05abcde\0\0\0\0\x50abc sekret-t0k", b"\0\0\0\0\x05abcde\0\0\0\0\x50abc P"),
+    ],
+)
+def test_more_that_was_cut(kind: str, body: bytes, expected: bytes, tmp_path: Path) -> None:
+    half = answer(b"x" * 500, f"Content-Type: {kind}")[:-500] + body
+    asked = get("/", "Authorization: Bearer sekret-t0ken-value")
+    path = write_capture(tmp_path / "x.tlscap.zst", [(asked, half)], whole=False)
+    (exchange,) = scrub(load(str(path)).exchanges, key=KEY).exchanges
+    assert exchange.response
+    assert SHAPE.sub(b"P", exchange.response.body) == expected

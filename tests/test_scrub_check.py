@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -187,3 +188,23 @@ def test_hooks_file() -> None:
     assert CliRunner().invoke(tlscap, [*hook["entry"].split()[1:], *map(str, FIXTURES[:2])]).exit_code == 0
     for name, fits in (("a/x.tlscap.zst", True), ("x.pcapng", True), ("x.tlscap.txt", False), ("x.zst", False)):
         assert bool(re.search(hook["files"], name)) is fits
+
+
+def test_short_values_are_not_shown(tmp_path: Path) -> None:
+    """Three characters of a PIN of four are most of it."""
+    path = write_capture(tmp_path / "x.tlscap.zst", [(get("/"), answer(b'{"pin": 7391}'))])
+    (line,) = check(path, "--json").stdout.splitlines()
+    assert json.loads(line)["value"] == "7…"
+
+
+def test_base64_with_a_pseudonym_in_it_is_not_random(tmp_path: Path) -> None:
+    inner = base64.b64encode(b"..scrubbed-zk4qtepif6hrkdgojv3a.").decode()
+    path = write_capture(tmp_path / "x.tlscap.zst", [(get(f"/?echo={inner.rstrip('=')}"), answer())])
+    assert check(path).exit_code == 0
+
+
+def test_a_path_with_a_secret_is_not_shown(tmp_path: Path) -> None:
+    path = write_capture(tmp_path / "x.tlscap.zst", [(get("/a/Zx9-kQ7w_pL3", "X-Api-Key: Zx9-kQ7w_pL3"), answer())])
+    done = check(path)
+    assert done.exit_code == 7
+    assert "Zx9-" not in done.output

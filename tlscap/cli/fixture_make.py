@@ -75,13 +75,17 @@ def make(
     exchanges = recording.exchanges
     if not exchanges:
         raise TlscapError(f"{file}: no exchange to make a fixture of", hint="tlscap inspect shows what is in it")
-    _require_complete(exchanges, "of which bytes are missing", allow_incomplete, "--allow-incomplete takes them")
+    incomplete = {exchange.id for exchange in exchanges if not exchange.complete and not allow_incomplete}
     report = Report()
     if not no_scrub:
         result = Scrubber(rules, key=seed_key(seed) if seed else None).scrub(exchanges)
         exchanges, report = result.exchanges, result.report
-        hint = "--keep-undecodable keeps them as they are, --allow-incomplete takes the exchanges without them"
-        _require_complete(exchanges, "of which bodies can't be looked into", allow_incomplete, hint)
+    # Names of exchanges are shown, and there are secrets in paths: so this comes after scrubbing.
+    lost = [exchange for exchange in exchanges if exchange.id in incomplete]
+    _refuse(lost, "of which bytes are missing", "--allow-incomplete takes them")
+    hint = "--keep-undecodable keeps them as they are, --allow-incomplete takes the exchanges without them"
+    withheld = [exchange for exchange in exchanges if not exchange.complete and not allow_incomplete]
+    _refuse(withheld, "of which bodies can't be looked into", hint)
     exchanges = normalised(exchanges, keep_times=keep_times)
     buffer = io.BytesIO()
     written = write_capture(exchanges, buffer, origin="fixture", level=19)
@@ -99,9 +103,8 @@ def make(
     click.echo(f"{output}: {count_of(written.exchanges, 'exchange')}, {size_text(os.path.getsize(output))}", err=True)
 
 
-def _require_complete(exchanges: list[RecordedExchange], what: str, allowed: bool, hint: str) -> None:
-    incomplete = [exchange for exchange in exchanges if not exchange.complete]
-    if incomplete and not allowed:
-        names = f"{incomplete[0].id} ({visible(incomplete[0].name.partition('?')[0])})"
-        more = f" and {len(incomplete) - 1:,} more" if len(incomplete) > 1 else ""
+def _refuse(exchanges: list[RecordedExchange], what: str, hint: str) -> None:
+    if exchanges:
+        names = f"{exchanges[0].id} ({visible(exchanges[0].name.partition('?')[0])})"
+        more = f" and {len(exchanges) - 1:,} more" if len(exchanges) > 1 else ""
         raise IncompleteError(f"exchanges {what}: {names}{more}", hint=hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from tlscap.scrub.rules import Rules
 from tlscap.scrub.walk import Walker
 
 _SHOWN: Final = 3
+_LONG: Final = 7  # characters of a value from which so many are shown: of a shorter one they would be most of it
 _RAW_LIMIT: Final = 64 << 20  # bytes that are no HTTP, of a whole capture, that are looked at together
 
 
@@ -54,6 +55,8 @@ class Checker:
         self._found: list[Suspicion] = []
         self._exchange = 0
         self._name = ""
+        self._values: set[str] = set()
+        """What was found in this exchange: it may stand in its path, too."""
         self.unopened = 0
         """Bodies and messages that could not be looked into."""
 
@@ -73,9 +76,10 @@ class Checker:
         walker = Walker(self._look)
         for exchange in exchanges:
             self._exchange, self._name = exchange.id, ""
+            self._values.clear()
             begin = len(self._found)
             walker.exchange(exchange)
-            name = _name(exchange, self._found[begin:])
+            name = _name(exchange, self._found[begin:], self._values)
             self._found[begin:] = [replace(one, name=name) for one in self._found[begin:]]
         self.unopened += sum(walker.withheld.values())
         return self._found
@@ -83,20 +87,21 @@ class Checker:
     def _look(self, text: bytes, place: Place) -> Sequence[Edit]:
         for one in self._finder.find(text, place):
             value = one.value.decode("utf-8", "replace")
-            suspicion = Suspicion(
-                self._exchange, self._name, str(place), one.rule, value[:_SHOWN] + "…", len(one.value)
-            )
+            self._values.add(one.value.decode("latin-1"))
+            shown = value[: _SHOWN if len(value) >= _LONG else len(value) // 4] + "…"
+            suspicion = Suspicion(self._exchange, self._name, str(place), one.rule, shown, len(one.value))
             if suspicion not in self._found[-50:]:
                 self._found.append(suspicion)
         return ()
 
 
-def _name(exchange: RecordedExchange, found: Sequence[Suspicion]) -> str:
+def _name(exchange: RecordedExchange, found: Sequence[Suspicion], values: Iterable[str]) -> str:
     """Return what an exchange is called without its query, and without its path if that has a secret in it."""
     method = exchange.request.method.decode("latin-1")
-    if any(one.place == "request target" for one in found):
+    url = exchange.url.partition("?")[0]
+    if any(one.place == "request target" for one in found) or any(value in url for value in values):
         return f"{method} {exchange.hostname}"
-    return f"{method} {exchange.url.partition('?')[0]}"
+    return f"{method} {url}"
 
 
 def _others(capture: Capture) -> list[tuple[str, bytes, Place]]:

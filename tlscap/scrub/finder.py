@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from tlscap.scrub.jsonpaths import chosen, leaves
 from tlscap.scrub.pseudonyms import SHAPE, is_pseudonym
-from tlscap.scrub.rules import ENTROPY, OWN, Rules
+from tlscap.scrub.rules import ENTROPY, OWN, WORDS, Rules
 from tlscap.scrub.views import View, unescaped_form, unescaped_html, unescaped_json, views
 from tlscap.scrub.windows import MARGIN, in_windows
 
@@ -52,26 +52,35 @@ class Finding(NamedTuple):
     """The secret itself, unescaped."""
     rule: str
     codec: str = ""
-    """``basic``: of the base64 of a user and a password; ``number``: of a JSON text, without quotes."""
+    """``basic``: of the base64 of a user and a password; ``number``: of a JSON text, without quotes; ``within``: of the base64 of
+    a text with the secret in it, and maybe others."""
 
 
 # Of these two, something stands before everything they find: a line break that is put before the text.  A choice there is slow.
 _NAME = re.compile(rb"""[?&;,\s"'#({|\\\x00]([A-Za-z0-9_.%\[\]-]{1,64}+)=""")
 _NAME_OF: Final = rb"""[?&;,\s"'#({|\\\x00](%s)="""
 _VALUE = re.compile(rb"""[^&\x00-\x20"'<>;,\\#)}]+""")
+_QUOTED_VALUE = re.compile(rb""""([^"\r\n]{1,65536})"|'([^'\r\n]{1,65536})'""")
+# Browsers escape little in a query, and programs that put a form together by hand nothing.
+_FORM_VALUE = re.compile(rb"(?:[^&;\r\n]|;(?![A-Za-z0-9_.%\[\]-]{1,64}=))+")
+_QUERY_VALUE = re.compile(rb"(?:[^&;#\s]|;(?![A-Za-z0-9_.%\[\]-]{1,64}=))+")
+_WORD_VALUE = re.compile(rb"[^&\x00]+")
+_OPTION_VALUE = re.compile(rb"[^\x00]+")
 _RANDOM_VALUE = re.compile(rb"""[^&\x00-\x20"'<>;,\\#)}]{32,258}(?=[&\x00-\x20"'<>;,\\#)}]|\Z)""")
 _JSON_PAIR = re.compile(
-    rb"""(["'])([^"'\\\s]{1,64}(?:\\.[^"'\\]{0,64}){0,8})\1\s{0,64}:\s{0,64}"""
-    rb"""(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\Z)|'([^'\\]*+(?:\\.[^'\\]*+)*+)(?:'|\Z)|(-?[0-9][0-9.eE+-]{0,40})|(\[[^\[\]{}]{0,65536}\]))""",
+    rb"""(["'])([^"'\\\x00-\x1f]{1,64}(?:\\.[^"'\\]{0,64}){0,8})\1\s{0,64}:\s{0,64}"""
+    rb"""(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)(?:"|\Z)|'([^'\\]*+(?:\\.[^'\\]*+)*+)(?:'|\Z)|(-?[0-9][0-9.eE+-]{0,4000})|"""
+    rb"""(\[(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"){0,65536}+\]))""",
     re.DOTALL,
 )
-_JSON_NAME = re.compile(rb"""(["'])([^"'\\\s]{1,64}+(?:\\.[^"'\\]{0,64}+){0,8}+)\1\s{0,64}+:""", re.DOTALL)
+_JSON_NAME = re.compile(rb"""(["'])([^"'\\\x00-\x1f]{1,64}+(?:\\.[^"'\\]{0,64}+){0,8}+)\1\s{0,64}+:""", re.DOTALL)
 _JSON_RANDOM = re.compile(
     rb"""["'](?=[^"']{0,256}[A-Z])(?=[^"']{0,256}[a-z])(?=[^"']{0,256}[0-9])[A-Za-z0-9+/_.~-]{32,256}={0,2}["']"""
 )
-_JSON_STRING = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
+_JSON_ITEM = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"|(-?[0-9][0-9.eE+-]*+)', re.DOTALL)
 _ELEMENT = re.compile(rb"<(?:[A-Za-z0-9_-]{1,40}:)?([A-Za-z0-9_.-]{1,64})(?:\s[^<>]{0,1000})?>([^<]+)(?=</|\Z)")
 _ATTRIBUTE = re.compile(rb"""[\s<]([A-Za-z0-9_.:-]{1,64})\s{0,8}=\s{0,8}(?:"([^"<]{1,65536})"|'([^'<]{1,65536})')""")
+_CDATA = re.compile(rb"<(?:[A-Za-z0-9_-]{1,40}:)?([A-Za-z0-9_.-]{1,64})(?:\s[^<>]{0,1000})?>\s{0,64}<!\[CDATA\[")
 _INPUT = re.compile(rb"<(?:input|meta|param)\s[^<>]{1,4000}>", re.IGNORECASE)
 _PART = re.compile(
     rb"""content-disposition:\s*form-data[^\r\n]{0,1000}?[;\s]name="?([^"\r\n;]{1,200})"?([^\r\n]{0,1000})\r\n"""
@@ -79,8 +88,25 @@ _PART = re.compile(
     re.IGNORECASE,
 )
 _LINE = re.compile(rb"[\r\n'\"\x00][ \t]*+([A-Za-z0-9-]{1,64}+):[ \t]*([^\r\n'\"\x00]{1,65536})")
-_COOKIE = re.compile(rb"(?:^|[;,]\s*)([^=;,\s]{1,200})=\"?([^;\"\s]*)")
-_PARAMETER = re.compile(rb"([A-Za-z0-9_-]{1,64})\s{0,8}=\s{0,8}(?:\"([^\"]*)\"|([^\s,\"]+))")
+_COOKIE = re.compile(rb"(?:[^;,]|,(?!\s+[^=;,\s]+=))+")
+_COOKIE_ATTRIBUTES: Final = frozenset(
+    (
+        b"expires",
+        b"max-age",
+        b"domain",
+        b"path",
+        b"secure",
+        b"httponly",
+        b"samesite",
+        b"partitioned",
+        b"priority",
+        b"version",
+        b"comment",
+    )
+)
+_PARAMETER = re.compile(
+    rb"([A-Za-z0-9_-]{1,64})\s{0,8}=\s{0,8}(?:\"([^\"\\]*+(?:\\.[^\"\\]*+)*+)\"|([^\s,\"]+))", re.DOTALL
+)
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9._-]{0,40})[ \t]+(\S.*)", re.DOTALL)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,4096}={0,2}")
 _RANDOM = re.compile(rb"[A-Za-z0-9+/_.~-]{32,256}={0,2}")
@@ -121,7 +147,10 @@ _UNENDED_MIN: Final = (
 )  # bytes of an element of which a piece of a text shows no end; the rest may be escapes
 _REMEMBERED_MIN: Final = 512  # bytes of a text from which what is in it is kept in mind
 _REMEMBERED_MAX: Final = 1 << 16  # texts
-_USER_OPTIONS: Final = frozenset((b"-u", b"--user", b"-U", b"--proxy-user"))
+_USER_OPTIONS: Final = frozenset(
+    (b"-u", b"--user", b"-U", b"--proxy-user", b"-a", b"--auth", b"-E", b"--cert", b"--proxy-cert")
+)
+_SECRET_OPTIONS: Final = frozenset((b"--oauth2-bearer", b"--pass", b"--proxy-pass", b"--tlspassword"))
 _COOKIE_OPTIONS: Final = frozenset((b"-b", b"--cookie"))
 _NO_WORD = re.compile(rb"[^A-Za-z0-9]+")
 _PRINTABLE = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+")
@@ -140,11 +169,14 @@ class Finder:
         self._own_shapes = {name: shape for name, shape in rules.shapes.items() if name.startswith(OWN)}
 
     def find(self, text: bytes, place: Place) -> list[Finding]:
-        """Return the secrets of a text, none of which overlap, in order."""
+        """Return the secrets of a text in order, none of which overlap, and after them those within base64."""
         if len(text) < _REMEMBERED_MIN:
             return self._find(text, place)
         # Every text is searched twice at least: when secrets are collected, and when they are replaced.
-        key = hashlib.blake2b(text, digest_size=16, person=b"tlscap scrub").digest() + repr(place[:-1]).encode()
+        key = (
+            hashlib.blake2b(text, digest_size=16, person=b"tlscap scrub").digest()
+            + repr((place[:-1], bool(place.cuts))).encode()
+        )
         found = self._known.get(key)
         if found is None:
             found = self._find(text, place)
@@ -156,7 +188,8 @@ class Finder:
         found = in_windows(text, lambda piece: self._find_in(piece, place, whole=len(piece) == len(text)))
         if place.is_json:  # of the text as a whole: a piece of it doesn't tell where in the JSON it stands
             found += self._true(self._json_leaves(text))
-        return without_overlaps(found)
+        within = dict.fromkeys(one for one in found if one.codec == "within")
+        return [*without_overlaps(one for one in found if one.codec != "within"), *within]
 
     def _find_in(self, text: bytes, place: Place, *, whole: bool) -> list[Finding]:
         """Return the secrets of a text in its views; ``whole``: it is no piece of a longer one.  They may overlap."""
@@ -165,7 +198,7 @@ class Finder:
             place = place._replace(is_json=False)
         readings = views(text)
         for view in readings:
-            for one in self._in_view(view.data, place):
+            for one in self._in_view(view.data, place, raw=not view.is_derived):
                 start, end = view.origin(one.start, one.end)
                 codec = one.codec.replace("number", "") if view.is_derived else one.codec
                 found.append(Finding(start, end, one.value, one.rule, codec))
@@ -174,8 +207,9 @@ class Finder:
             found += self._true(self._shapes(text, self._own_shapes))
         return found
 
-    def _in_view(self, text: bytes, place: Place) -> Iterator[Finding]:
-        return self._true(self._candidates(text, place))
+    def _in_view(self, text: bytes, place: Place, *, raw: bool = False) -> Iterator[Finding]:
+        """``raw``: the text is as it was sent, no escapes in it were undone."""
+        return self._true(self._candidates(text, place, raw=raw))
 
     @staticmethod
     def _true(candidates: Iterable[Finding]) -> Iterator[Finding]:
@@ -185,20 +219,20 @@ class Finder:
             if one.value and not harmless and not is_scrubbed(one.value):
                 yield one
 
-    def _candidates(self, text: bytes, place: Place) -> Iterator[Finding]:
+    def _candidates(self, text: bytes, place: Place, *, raw: bool) -> Iterator[Finding]:
         if place.is_header:
             yield from self._header(text, place.name, 0, len(text))
         yield from self._shapes(text, self._rules.shapes)
         if place.is_header and len(text) < 8:
             return
         if b"=" in text:
-            yield from self._pairs(text, place)
+            yield from self._pairs(text, place, raw=raw)
         if b":" in text:
             yield from self._json_pairs(text)
-            yield from self._lines(text)
+            yield from self._lines(text, place)
         if b"<" in text:
-            yield from self._markup(text)
-        if b"orm-data" in text or b"ORM-DATA" in text:
+            yield from self._markup(text, is_cut=bool(place.cuts))
+        if b"orm-" in text or b"ORM-" in text:
             yield from self._parts(text)
         if place.is_json:
             yield from self._json_leaves(text)
@@ -221,6 +255,8 @@ class Finder:
         """Tell whether a value of this name looks like a token of which no rule knows."""
         if not self._rules.entropy or len(value) < _RANDOM_MIN or self._never_random(name) or not _is_random(value):
             return False
+        if (plain := decode_base64(value)) and SHAPE.search(plain):
+            return False  # it had a secret in it
         return not any(shape.fullmatch(value) for shape in self._rules.kept_shapes)
 
     # --- Fields of heads ---
@@ -239,23 +275,28 @@ class Finder:
             yield Finding(start, end, value, ENTROPY)
 
     def _cookies(self, text: bytes, name: str, start: int, end: int) -> Iterator[Finding]:
-        for number, match in enumerate(_COOKIE.finditer(text[start:end])):
-            if name == "set-cookie" and number:
-                return
-            cookie = match[1].decode("latin-1").lower()
-            if cookie not in self._rules.keep and match[2]:
-                yield Finding(start + match.start(2), start + match.end(2), match[2], name)
+        """Find values as user agents read them (RFC 6265, 5.2), which is more than servers may send: also without a name."""
+        for number, match in enumerate(_COOKIE.finditer(text, start, end)):
+            cookie, equals, _ = match[0].partition(b"=")
+            key = cookie.strip().lower()
+            if name == "set-cookie" and number and key in _COOKIE_ATTRIBUTES:
+                continue
+            begin = match.start() + (len(cookie) + 1 if equals else 0)
+            value = text[begin : match.end()].strip().strip(b'"')
+            if value and not (equals and key.decode("latin-1") in self._rules.keep):
+                begin = text.index(value, begin)
+                yield Finding(begin, begin + len(value), value, name)
 
-    def _lines(self, text: bytes) -> Iterator[Finding]:
+    def _lines(self, text: bytes, place: Place) -> Iterator[Finding]:
         """Find header fields in a text: a dump, an argument of curl."""
         for match in _LINE.finditer(b"\n" + text):
             name = match[1].decode().lower()
-            if self._is_secret_header(name) and name != "auth":
+            if self._is_secret_header(name) and (name not in WORDS or place.kind == COMMAND_LINE):
                 yield from self._header(text, name, match.start(2) - 1, match.end(2) - 1)
 
     # --- Names and values ---
 
-    def _pairs(self, text: bytes, place: Place) -> Iterator[Finding]:
+    def _pairs(self, text: bytes, place: Place, *, raw: bool) -> Iterator[Finding]:
         pattern = _NAME
         padded = b"\n" + text
         if not place.is_form:  # most names are of no interest, and a page has thousands
@@ -270,9 +311,11 @@ class Finder:
             name = unescaped_form(match[1])
             in_query = place.is_form or match[0][:1] in (b"?", b"&")
             if self._is_secret_name(name, query=in_query, form=place.is_form):
-                if value := _VALUE.match(padded, at):
+                pattern_here = _value_pattern(match, place) if raw else _VALUE
+                if value := pattern_here.match(padded, at) or _QUOTED_VALUE.match(padded, at):
+                    begin, end = value.span(value.lastindex or 0)
                     yield Finding(
-                        value.start() - 1, value.end() - 1, unescaped_form(value[0]), f"name {name.decode('latin-1')}"
+                        begin - 1, end - 1, unescaped_form(padded[begin:end]), f"name {name.decode('latin-1')}"
                     )
                     at = value.end()
                 continue
@@ -297,8 +340,11 @@ class Finder:
                 continue
             rule = f"name {name.decode('latin-1')}"
             if group == 6:
-                for string in _JSON_STRING.finditer(text, *match.span(6)):
-                    yield Finding(*string.span(1), unescaped_json(string[1]), rule)
+                for item in _JSON_ITEM.finditer(text, *match.span(6)):
+                    if item[2]:
+                        yield Finding(*item.span(2), item[2], rule, "number")
+                    else:
+                        yield Finding(*item.span(1), unescaped_json(item[1]), rule)
             elif group != 5:
                 value = unescaped_json(match[group])
                 scheme = _SCHEME.fullmatch(match[group])
@@ -321,13 +367,20 @@ class Finder:
                 value = unescaped_json(raw) if leaf.is_string else raw
                 yield Finding(leaf.start, leaf.end, value, rule, "" if leaf.is_string else "number")
 
-    def _markup(self, text: bytes) -> Iterator[Finding]:
+    def _markup(self, text: bytes, *, is_cut: bool) -> Iterator[Finding]:
         for match in _ELEMENT.finditer(text):
-            if match.end() == len(text) and len(match[2]) < _UNENDED_MIN:
+            if match.end() == len(text) and len(match[2]) < _UNENDED_MIN and not is_cut:
                 continue  # it never ends: no element, unless the end stands in what follows this piece of a text
             if self._is_secret_name(match[1]) and (value := match[2].strip()):
                 start = match.start(2) + match[2].index(value)
                 yield Finding(start, start + len(value), unescaped_html(value), f"name {match[1].decode()}")
+        for match in _CDATA.finditer(text) if b"<![CDATA[" in text else ():
+            end = text.find(b"]]>", match.end())
+            if end < 0 and not is_cut:
+                break
+            end = len(text) if end < 0 else end
+            if self._is_secret_name(match[1]):
+                yield Finding(match.end(), end, text[match.end() : end], f"name {match[1].decode()}")
         for match in _ATTRIBUTE.finditer(text):
             if self._is_secret_name(match[1]):
                 group = 2 if match.start(2) >= 0 else 3
@@ -344,10 +397,11 @@ class Finder:
 
     def _parts(self, text: bytes) -> Iterator[Finding]:
         """Find fields of a multipart form (RFC 7578)."""
+        delimiter = text[: text.find(b"\r\n")] if text.startswith(b"--") else b"--"
         for match in _PART.finditer(text):
-            if b"filename" in match[2].lower() or not self._is_secret_name(match[1], query=True, form=True):
+            if not self._is_secret_name(match[1], query=True, form=True):
                 continue
-            end = text.find(b"\r\n--", match.end())
+            end = text.find(b"\r\n" + delimiter, match.end())
             end = len(text) if end < 0 else end
             yield Finding(match.end(), end, text[match.end() : end], f"name {match[1].decode('latin-1')}")
 
@@ -360,14 +414,24 @@ class Finder:
         for word in text.split(b"\0"):
             start, end = at, at + len(word)
             at = end + 1
-            if option in _USER_OPTIONS:
+            if option in _SECRET_OPTIONS:
+                yield Finding(start, end, word, f"option {option.decode()}")
+            elif option in _USER_OPTIONS and b":" in word:
                 yield from _password(text, start, end, option)
             elif option in _COOKIE_OPTIONS and b"=" in word:
                 yield from self._cookies(text, "cookie", start, end)
-            elif option[:2] == b"--" and word[:1] != b"-" and self._is_secret_name(option):
+            elif (
+                option[:1] == b"-"
+                and len(option) > 2
+                and word[:1] != b"-"
+                and b"=" not in option
+                and self._is_secret_name(option)
+            ):
                 yield Finding(start, end, word, f"option {option.decode('latin-1')}")
             elif word[:2] == b"-u" and b":" in word[2:]:
                 yield from _password(text, start + 2, end, b"-u")
+            elif word[:2] == b"-b" and b"=" in word:
+                yield from self._cookies(text, "cookie", start + 2, end)
             elif word.startswith((b"--user=", b"--proxy-user=")):
                 yield from _password(text, start + word.index(b"=") + 1, end, b"--user")
             option = word
@@ -383,6 +447,18 @@ class Finder:
             for one in self._in_view(plain, Place(place.kind)):
                 if one.rule != ENTROPY:
                     yield Finding(*view.origin(*match.span()), one.value, one.rule, "within")
+
+
+def _value_pattern(name: re.Match[bytes], place: Place) -> re.Pattern[bytes]:
+    """Return what a value can consist of that follows a name in a text as it was sent."""
+    before = name[0][:1]
+    if place.kind == COMMAND_LINE and before in (b"\n", b"\0"):
+        return _OPTION_VALUE if name[1].startswith(b"-") else _WORD_VALUE
+    if not place.is_form or not (before == b"&" or name.start() == 0 or before == b"?"):
+        return _VALUE
+    if place.is_header or place.kind == "request target":
+        return _QUERY_VALUE
+    return _VALUE if before == b"?" else _FORM_VALUE
 
 
 def _password(text: bytes, start: int, end: int, option: bytes) -> Iterator[Finding]:
@@ -407,7 +483,11 @@ def _credentials(text: bytes, rule: str, start: int, end: int) -> Iterator[Findi
             yield Finding(start, start + len(rest), plain, rule, "basic")
             return
     parameters = list(_PARAMETER.finditer(rest))
-    if parameters and parameters[0].start() == 0 and not re.fullmatch(rb"[A-Za-z0-9._~+/-]+=*", rest):
+    if (
+        parameters
+        and not _PARAMETER.sub(b"", rest).strip(b" \t,;")
+        and not re.fullmatch(rb"[A-Za-z0-9._~+/-]+=*", rest)
+    ):
         for one in parameters:
             if one[1].lower().decode() not in _HARMLESS_PARAMETERS:
                 group = 2 if one.start(2) >= 0 else 3

@@ -27,10 +27,28 @@ HEADERS: Final = (
     "x-hub-signature",
     "x-hub-signature-256",
     "grpc-metadata-authorization",
+    "authentication",
+    "cookie2",
+    "set-cookie2",
+    "x-csrftoken",
+    "x-xsrftoken",
+    "x-amz-credential",
+    "token",
+    "secret",
+    "password",
+    "passphrase",
+    "session",
+    "session-id",
+    "sessionid",
+    "jwt",
 )
-"""Fields whose values are secrets."""
+"""Fields whose values are secrets; ``_`` counts as ``-``, and gRPC's ``-bin`` at their ends as nothing."""
 
-HEADER_ENDINGS: Final = ("-token", "-secret", "-password", "-api-key", "-apikey", "-authorization", "-signature")
+WORDS: Final = frozenset(("token", "secret", "password", "passphrase", "session", "jwt", "authentication"))
+"""Those that are ordinary words: in other texts, a line that begins with one and a colon is no field."""
+
+HEADER_ENDINGS: Final = ("-token", "-secret", "-password", "-passwd", "-api-key", "-apikey", "-access-key", "-secret-key", "-auth-key",
+                   "-authorization", "-signature", "-assertion", "-cookie")  # fmt: skip
 """So do those end whose values are secrets, too: ``X-Csrf-Token``, ``X-Vault-Token``."""
 
 NAMES: Final = (
@@ -47,8 +65,8 @@ NAMES: Final = (
 NAME_ENDINGS: Final = ("token", "secret", "password", "passwd", "apikey", "privatekey", "secretkey", "accesskey")
 """So do other such names end: ``csrf_token``, ``dbPassword``."""
 
-QUERY_NAMES: Final = ("key", "code")
-"""Names in queries and forms alone: Google's ``key``, OAuth's ``code``."""
+QUERY_NAMES: Final = ("key", "code", "pass")
+"""Names in queries and forms alone: Google's ``key``, OAuth's ``code``; a ``pass`` in JSON may be a test that went well."""
 
 _SHAPES: Final = {
     "jwt": r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*){1,3}",
@@ -70,7 +88,7 @@ _SHAPES: Final = {
     "age-key": r"AGE-SECRET-KEY-1[0-9A-Z]{58}",
     "private-key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[\s\S]{20,20000}?"
     r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-    "url-credentials": r"://(?<=[A-Za-z0-9+.-]://)(?:[^/\s:@\"'<>\\]{0,256}):([^/\s@\"'<>\\]{1,512})@",
+    "url-credentials": r"://(?<=[A-Za-z0-9+.-]://)(?:[^/\s:@\"'<>\\]{0,256}):([^/\s@\"'<>\\]{1,512}(?:@[^/?#&,;\s@\"'<>\\]{1,512}(?=@)){0,8})@",
     "bearer-token": r"[bB][eE][aA][rR][eE][rR]\s{1,4}([A-Za-z0-9._~+/-]{16,}={0,2})",
 }  # fmt: skip
 """Tokens that are known by their shape, wherever they stand.  A group tells which part is the secret.
@@ -175,7 +193,11 @@ class Rules:
 
     def is_secret_header(self, name: str) -> bool:
         """Tell whether a field's value is a secret; ``name`` in lower case."""
-        return name not in self.keep and (name in self.headers or name.endswith(self.header_endings or ("\n",)))
+        plain = name.replace("_", "-").removesuffix("-bin")
+        if name in self.keep or plain in self.keep:
+            return False
+        known = name in self.headers or plain in self.headers
+        return known or plain.endswith(self.header_endings or ("\n",))
 
     def is_secret_name(self, name: bytes, *, query: bool = False, form: bool = False) -> bool:
         """Tell whether the value of this name is a secret: in a text, or in a query or a form."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tlscap.http.events import Header, Side
 from tlscap.replay.recording import RecordedExchange
-from tlscap.scrub.edits import Edit, without_overlaps
+from tlscap.scrub.edits import Edit, apply, without_overlaps
 from tlscap.scrub.finder import Finder, Finding, Place
 from tlscap.scrub.pseudonyms import Pseudonyms
 from tlscap.scrub.rules import Rules
@@ -86,7 +86,7 @@ class Scrubber:
         replacing = Walker(self._replace, self._replace_values, keep_undecodable=self._rules.keep_undecodable)
         scrubbed = [replacing.exchange(exchange) for exchange in exchanges]
         self._replace_tags(scrubbed, replacing.changed_bodies)
-        report = Report(self._replaced, len(self._found), replacing.withheld, replacing.decoded)
+        report = Report(self._unnamed(), len(self._found), replacing.withheld, replacing.decoded)
         return ScrubResult(scrubbed, report)
 
     # --- The two passes ---
@@ -102,7 +102,13 @@ class Scrubber:
         return ()
 
     def _replace(self, text: bytes, place: Place) -> Sequence[Edit]:
-        by_rules = [self._edit(one) for one in self._finder.find(text, place) if one.codec != "within"]
+        found = self._finder.find(text, place)
+        by_rules = [self._edit(one) for one in found if one.codec != "within"]
+        by_rules += [  # what is too short to be known in base64 takes all of it along
+            Edit(one.start, one.end, self._secrets.add(text[one.start : one.end]), one.rule)
+            for one in found
+            if one.codec == "within" and not self._secrets.are_everywhere(one.value)
+        ]
         edits = [*by_rules, *self._secrets.edits(text)]
         for cut in place.cuts:
             edits += self._secrets.cut_edits(text, cut)
@@ -123,6 +129,17 @@ class Scrubber:
             return Edit(one.start, one.end, base64.b64encode(names), one.rule)
         name = self._secrets.add(one.value)
         return Edit(one.start, one.end, b'"%s"' % name if one.codec == "number" else name, one.rule)
+
+    def _unnamed(self) -> Counter[tuple[str, str]]:
+        """Return what was replaced; rules and places are told by names of fields, and a secret may stand in such a name."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for words, count in self._replaced.items():
+            rule, place = (
+                apply(text, self._replace_values(text)).decode("utf-8", "replace")
+                for text in (word.encode("utf-8", "surrogatepass") for word in words)
+            )
+            counts[rule, place] += count
+        return counts
 
     # --- Tags of what changed ---
 

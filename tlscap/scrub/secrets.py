@@ -67,6 +67,10 @@ class Secrets:
     def __len__(self) -> int:
         return len(self._anywhere) + len(self._as_word)
 
+    def are_everywhere(self, value: bytes) -> bool:
+        """Tell whether a secret is replaced wherever it occurs, in base64 too: not only where a rule finds it."""
+        return value in self._anywhere
+
     def add(self, value: bytes) -> bytes:
         """Take a secret; return its pseudonym."""
         if is_pseudonym(value):

@@ -51,6 +51,7 @@ _PROTOBUF_TYPES: Final = frozenset(
     (b"application/proto", b"application/protobuf", b"application/x-protobuf", b"application/vnd.google.protobuf")
 )
 _FORM_TYPE: Final = b"application/x-www-form-urlencoded"
+_URL_FIELDS: Final = frozenset(("referer", "location", "content-location"))
 _DIGESTS: Final = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5", "sha": "sha1"}
 _CHECKSUMS = re.compile(
     r"x-amz-checksum-.*|x-amz-content-sha256|x-goog-hash|x-ms-content-crc64|content-crc32c?|x-content-sha256"
@@ -119,7 +120,8 @@ class Walker:
         )
 
     def _field(self, name: bytes, value: bytes, kind: str) -> bytes:
-        return self._text(value, Place(kind, name.decode("latin-1").strip().lower(), is_header=True))
+        place = Place(kind, name.decode("latin-1").strip().lower(), is_header=True)
+        return self._text(value, place._replace(is_form=place.name in _URL_FIELDS))
 
     def _interim(self, interim: Interim) -> Interim:
         return interim._replace(
@@ -265,7 +267,7 @@ class Walker:
             except binascii.Error:
                 plain = b""
             if plain:
-                changed, _ = self._frames(plain, message, place)
+                changed, _ = self._frames(plain, message, place._replace(cuts=(len(plain),) if place.cuts else ()))
                 new = text if changed == plain else base64.b64encode(changed)
                 return new, Moves([0, len(text)], [0, len(new)])
         if kind.startswith(_GRPC_TYPES):
@@ -288,13 +290,17 @@ class Walker:
             end = at + 5 + int.from_bytes(body[at + 1 : at + 5], "big")
             if end > len(body):
                 break
-            new = self._frame(body[at + 5 : end], coding if flags & 1 else "", place)
+            new = self._frame(body[at + 5 : end], coding if flags & 1 else "", _part(place, at + 5, end))
             parts.append(bytes([flags]) + len(new).to_bytes(4, "big") + new)
             at = end
             size += len(parts[-1])
             moves.add(at, size)
         if at < len(body):  # the beginning of a message whose rest is not there
-            rest = b"" if body[at] & 1 and not self._keep_undecodable else self._text(body[at:], place)
+            rest = (
+                b""
+                if body[at] & 1 and not self._keep_undecodable
+                else self._text(body[at:], _part(place, at, len(body)))
+            )
             parts.append(rest)
             moves.add(len(body), size + len(rest))
         return b"".join(parts), moves
@@ -352,6 +358,11 @@ class Walker:
             return value
         nested = self._protobuf(value, place, depth + 1) if value else None
         return apply(value, edits) if nested is None or nested == value else nested
+
+
+def _part(place: Place, start: int, end: int) -> Place:
+    """Return the place of a part of a text."""
+    return place._replace(cuts=tuple(cut - start for cut in place.cuts if start <= cut <= end))
 
 
 def _body_place(message: RecordedMessage, side: Side) -> tuple[Place, bytes]:
