@@ -112,6 +112,9 @@ def open_capture(path: str) -> Capture:
         stream = open(path, "rb")  # noqa: SIM115 - the Capture owns it
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}") from error
+    if not stream.seekable():
+        stream.close()
+        raise OutputError(f"{path} is a pipe", hint="a capture is read from a file, more than once")
     try:
         return Capture(path, stream)
     except BaseException:

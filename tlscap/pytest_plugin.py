@@ -24,6 +24,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -171,17 +172,32 @@ class Replay:
 def tlscap_replay(request: pytest.FixtureRequest) -> Iterator[Replay]:
     """The replay of the capture that the test's ``tlscap`` marker names."""
     marker = request.node.get_closest_marker("tlscap")
-    if marker is None:
-        raise pytest.UsageError("tlscap_replay needs @pytest.mark.tlscap(FILE)")
-    use = _Use.of(request.config, request.node.path, marker)
     session = request.config.stash[_SESSION]
-    with contextlib.ExitStack() as stack:
+    with _plainly(), contextlib.ExitStack() as stack:
+        if marker is None:
+            raise pytest.UsageError("the fixture tlscap_replay needs @pytest.mark.tlscap(FILE)")
+        use = _Use.of(request.config, request.node.path, marker)
         replay = use.begin(session, stack)
         request.node.stash[_REPLAY] = replay
         yield replay
 
 
 # --- Within ---
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Say in a line what a user can put right: how this plugin came upon it is of no interest."""
+    from tlscap.errors import TlscapError  # noqa: PLC0415
+
+    try:
+        yield
+        return
+    except pytest.UsageError as error:
+        text = str(error).removeprefix("tlscap: ")
+    except TlscapError as error:
+        text = f"{error}\n{error.hint}".rstrip()
+    raise pytest.fail.Exception(f"tlscap: {text}", pytrace=False) from None
 
 
 class _Session:
@@ -195,6 +211,8 @@ class _Session:
         self._folder = ""
         self._variable: str | None = None
         self._captures: dict[tuple[str, int, int], list[RecordedExchange]] = {}
+        self.made: set[Path] = set()
+        """Captures that this run made: tests that share one add to it."""
 
     @property
     def bundle(self) -> str:
@@ -227,9 +245,14 @@ class _Session:
         key = (str(path), status.st_mtime_ns, status.st_size)
         if key not in self._captures:
             try:
-                self._captures[key] = load(str(path)).exchanges
+                recording = load(str(path))
             except TlscapError as error:
                 raise pytest.UsageError(f"{error}\n{error.hint}".rstrip()) from None
+            if recording.truncated:
+                if not recording.exchanges:
+                    raise pytest.UsageError(f"nothing is left of a damaged capture: {recording.truncated}")
+                self.notes.append(f"warning: {recording.truncated}")
+            self._captures[key] = recording.exchanges
         return self._captures[key]
 
     def close(self) -> None:
@@ -270,6 +293,11 @@ class _Use:
             what = f"has no option {unknown.pop()!r}" if len(marker.args) == 1 else "takes one file"
             raise pytest.UsageError(f"pytest.mark.tlscap {what}")
         options = marker.kwargs
+        for name in known - {"hosts", "scrub"}:
+            if not isinstance(options.get(name) or "", str):
+                raise pytest.UsageError(f"pytest.mark.tlscap: {name} is a text, not {options[name]!r}")
+        if not isinstance(marker.args[0], str | os.PathLike):
+            raise pytest.UsageError(f"pytest.mark.tlscap takes the name of a file, not {marker.args[0]!r}")
         mode = config.getoption("tlscap_record") or options.get("record") or config.getini("tlscap_record")
         recorder = config.getini("tlscap_recorder")
         unused = config.getoption("tlscap_unused") or options.get("unused") or config.getini("tlscap_unused")
@@ -281,6 +309,9 @@ class _Use:
             if value not in choices:
                 raise pytest.UsageError(f"tlscap: {name} is one of {', '.join(choices)}, not {value!r}")
         hosts = options.get("hosts", ())
+        hosts = (hosts,) if isinstance(hosts, str) else hosts
+        if not isinstance(hosts, list | tuple | set | frozenset) or not all(isinstance(host, str) for host in hosts):
+            raise pytest.UsageError(f"pytest.mark.tlscap: hosts is a list of texts, not {hosts!r}")
         return cls(
             path=test_file.parent / marker.args[0],
             mode=mode,
@@ -289,9 +320,9 @@ class _Use:
             order=options.get("order", "any"),
             repeat=options.get("repeat", "last"),
             timing=options.get("timing", "none"),
-            hosts=(hosts,) if isinstance(hosts, str) else tuple(hosts),
+            hosts=tuple(hosts),
             passed=tuple(config.getini("tlscap_pass")),
-            upstream=options.get("upstream", ""),
+            upstream=_checked_url(options.get("upstream") or ""),
             scrub=options.get("scrub", True),
             unused=unused,
         )
@@ -308,7 +339,12 @@ class _Use:
                 return self._record(session, stack)
             return self._serve(session, stack, [], forward=True)
         known = session.exchanges(self.path)
-        return self._serve(session, stack, known, forward=self.mode == "new_episodes")
+        return self._serve(
+            session,
+            stack,
+            known,
+            forward=self.mode == "new_episodes" or (self.mode == "once" and self.path in session.made),
+        )
 
     def _record(self, session: _Session, stack: contextlib.ExitStack) -> Replay:
         """Have the kernel record what the test says to real servers."""
@@ -317,7 +353,7 @@ class _Use:
 
         recording = SelfRecording()
         try:
-            stack.callback(lambda: self._write(session, recording.exchanges, anew=True))
+            stack.callback(lambda: self._write_recorded(session, recording.exchanges))
             stack.enter_context(recording)
         except CaptureError as error:
             stack.pop_all()
@@ -358,11 +394,21 @@ class _Use:
         named = [_place(host) for host in self.hosts]
         return Redirection(port, bundle, [*places(known), *named], passed=self.passed)
 
+    def _write_recorded(self, session: _Session, exchanges: list[RecordedExchange]) -> None:
+        if not exchanges:
+            session.notes.append(
+                f"{self.path}: nothing was recorded; the kernel sees TLS alone: for plaintext, tlscap_recorder = forward"
+            )
+        self._write(session, exchanges, anew=True)
+
     def _write(self, session: _Session, exchanges: list[RecordedExchange], *, anew: bool) -> None:
         """Write what was recorded to the capture."""
         from tlscap.replay.fixture_file import update  # noqa: PLC0415
 
+        anew = anew and self.mode == "all" and self.path not in session.made
         problems = update(self.path, exchanges, anew=anew, scrub=self.scrub)
+        if exchanges:
+            session.made.add(self.path)
         session.notes += [f"{self.path}: {problem}" for problem in problems]
 
 
@@ -376,9 +422,23 @@ def _speed(timing: str) -> float:
         raise pytest.UsageError(f"tlscap: {error}") from None
 
 
+def _checked_url(upstream: str) -> str:
+    """Return the URL of a server, or nothing."""
+    try:
+        parts = urlsplit(upstream)
+        is_server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_server = False
+    if upstream and not is_server:
+        raise pytest.UsageError(f"pytest.mark.tlscap: upstream={upstream!r} is no URL such as https://api.example.org")
+    return upstream
+
+
 def _place(host: str) -> tuple[str, int]:
     """Return host and port of ``api.example.org`` or ``localhost:8443``."""
     name, colon, port = host.rpartition(":")
+    if colon and port.isdecimal() and not 0 < int(port) < 1 << 16:
+        raise pytest.UsageError(f"pytest.mark.tlscap: {host!r} in hosts has no port")
     return (name, int(port)) if colon and port.isdecimal() else (host, 443)
 
 

@@ -26,8 +26,8 @@ _RESET: Final = "\x1b[0m"
 
 
 @click.command(epilog=f"Not compared unless asked for: the header fields {', '.join(sorted(VOLATILE))}.")
-@click.argument("before", type=click.Path())
-@click.argument("after", type=click.Path())
+@click.argument("before", type=click.Path(readable=False))
+@click.argument("after", type=click.Path(readable=False))
 @click.option(
     "--filter", "wanted", default="", metavar="FILTER", help="Compare only these exchanges (docs/filters.md)."
 )

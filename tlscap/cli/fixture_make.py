@@ -31,7 +31,7 @@ class IncompleteError(TlscapError):
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
 @click.argument("wanted", metavar="[FILTER]", default="")
 @click.option(
     "-o",

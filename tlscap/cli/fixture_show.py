@@ -13,7 +13,7 @@ from tlscap.replay.recording import MEMORY_LIMIT, load
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
 @click.argument("wanted", metavar="[FILTER]", default="")
 @click.option(
     "--memory", type=Size(), default=MEMORY_LIMIT, help="Most memory that the capture may take. Default: 512M."

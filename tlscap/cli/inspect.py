@@ -95,7 +95,7 @@ class Reading:
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
 @click.argument("filter_words", nargs=-1, metavar="[FILTER]")
 @click.option(
     "--json",

@@ -72,7 +72,7 @@ def _publish(temporary: str, path: str) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
 @click.option("-o", "--output", required=True, metavar="OUT", help="The pcapng to write; - for standard output.")
 @click.option("--framing", type=click.Choice(["auto", "tls-null", "plain"]), help="Default: as it was recorded.")
 @click.option("--pid", "pids", type=int, multiple=True, help="Only flows of this process. Repeatable.")

@@ -10,13 +10,13 @@ from tlscap.capture import open_capture
 from tlscap.cli.output import count_of
 from tlscap.cli.progress_line import ProgressLine
 from tlscap.cli.units import Timing, size_text
-from tlscap.errors import TruncatedError, UsageError
+from tlscap.errors import FormatError, TruncatedError, UsageError
 from tlscap.export.table import visible
 from tlscap.replay.packets import Sent, find_interface, frames, inject, open_link
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))  # that is told when it is opened
 @click.option("--iface", required=True, metavar="NAME", help="The interface: lo, or a dummy or veth one.")
 @click.option("--timing", type=Timing(), default="recorded", show_default=True, metavar="recorded|none|xN",
               help="The times of the recording, N times as fast, or as fast as the interface takes them.")  # fmt: skip
@@ -44,7 +44,10 @@ def packets(file: str, *, iface: str, timing: float, framing: str | None, loop: 
         )
     sent, progress = Sent(), ProgressLine()
     with open_capture(file) as capture:
-        next(frames(capture, framing), None)  # a file that can't be read is told before privileges are missing
+        try:
+            next(frames(capture, framing), None)  # a file that can't be read is told before privileges are missing
+        except FormatError as error:
+            raise type(error)(f"{file}: {error}", hint=error.hint) from None
         link = open_link(interface)
         begun = time.monotonic()
         try:

@@ -41,7 +41,7 @@ _FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
 @click.command(
     epilog=f"Not compared unless asked for: the header fields {', '.join(sorted(VOLATILE))}, and the framing."
 )
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))  # that is told when it is opened
 @click.argument("filter_words", nargs=-1, metavar="[FILTER]")
 @click.option("--to", "url", required=True, metavar="URL",
               help="The server: http://localhost:8000. A path is put before those of the requests.")  # fmt: skip

@@ -17,7 +17,7 @@ import click
 from tlscap.cli.output import count_of, quiet_broken_pipe
 from tlscap.cli.rebuild import output_file
 from tlscap.cli.units import Size, Timing
-from tlscap.errors import UsageError
+from tlscap.errors import OutputError, TlscapError, UsageError
 from tlscap.export.table import visible
 from tlscap.replay.matching import DEFAULT
 from tlscap.replay.recording import MEMORY_LIMIT, RecordedExchange, load
@@ -50,7 +50,7 @@ class Listen(click.ParamType[tuple[str, int]]):
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))  # that is told when it is opened
 @click.argument("filter", default="")
 @click.option("--listen", type=Listen(), default="127.0.0.1:0", show_default=True, metavar="ADDR",
               help="Address and port; port 0: a free one.")  # fmt: skip
@@ -134,6 +134,10 @@ def serve(
         allow_incomplete=allow_incomplete,
     )
     recording = load(file, filter, memory=memory)
+    if not recording.exchanges:
+        raise TlscapError(
+            f"{file}: nothing to serve", hint="no exchange fits the filter" if filter else "it holds no HTTP requests"
+        )
     if recording.truncated:
         click.echo(f"warning: {visible(recording.truncated)}", err=True)
     lines: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
@@ -228,7 +232,10 @@ def _ca_file(server: ReplayServer, path: str) -> Iterator[str]:
         yield ""
         return
     if path:
-        with output_file(path, force=_is_certificate(path)) as file:
+        is_certificate = _is_certificate(path)
+        if os.path.exists(path) and not is_certificate:
+            raise OutputError(f"{path} exists already, and is no certificate", hint="give another name with --ca-file")
+        with output_file(path, force=is_certificate) as file:
             file.write(server.ca_pem)
         yield path
         return

@@ -24,7 +24,7 @@ FOUND: Final = 7
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(readable=False))
 @click.option("-o", "--output", metavar="OUT", help="The sidecar to write; - for standard output.")
 @click.option("--check", is_flag=True, help="Write nothing; say whether there are secrets: exit status 7.")
 @scrub_options

@@ -17,6 +17,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, BinaryIO, Final
 
 from tlscap.errors import CorruptError, TruncatedError, UnsupportedVersionError
@@ -43,6 +44,8 @@ NEWEST: Final = 21
 
 MOST_FLOW: Final = 1 << 28
 """Bytes of one flow."""
+MOST_VALUES: Final = 1 << 22
+"""Values in one flow: an empty list is three bytes in a file, and far more in memory."""
 MOST_DEPTH: Final = 32
 """Lists and dictionaries in one another."""
 
@@ -143,6 +146,8 @@ class FlowFile:
         wire, opened, is_shared = self._wire(fields, request, target)
         if opened:
             yield opened
+        if len(self._open) > _MOST_OPEN:
+            yield from self._open.pop(next(iter(self._open))).close()
         yield from self._request(request, target, method, wire)
         if response:
             yield from self._response(response, method, wire, request.time("timestamp_end"))
@@ -262,7 +267,7 @@ def _messages(websocket: _Fields, wire: Wire) -> Iterator[Item]:
 def _nanoseconds(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return 0
-    return min(_MAX_TIME_NS, max(0, round(value * 1e6) * 1000))
+    return round(min(max(value, 0), _MAX_TIME_NS / 1e9) * 1e6) * 1000
 
 
 class _Fields:
@@ -338,13 +343,19 @@ class _Fields:
 # --- tnetstrings ---
 
 
-def parse(kind: bytes, data: memoryview, depth: int = 0) -> Any:
+def parse(kind: bytes, data: memoryview) -> Any:
     """Return the value of a typed netstring: its type's mark, and what stands between its length and that.
 
     mitmproxy's own addition is ``;``, text in UTF-8.  Keys of old versions are bytes.  Raises `CorruptError`.
     """
+    return _parse(kind, data, 0, count(1))
+
+
+def _parse(kind: bytes, data: memoryview, depth: int, number: Iterator[int]) -> Any:
     if depth > MOST_DEPTH:
         raise CorruptError("a flow is nested too deeply")
+    if next(number) > MOST_VALUES:
+        raise CorruptError(f"a flow has more than {MOST_VALUES:,} values")
     try:
         match kind:
             case b",":
@@ -360,9 +371,9 @@ def parse(kind: bytes, data: memoryview, depth: int = 0) -> Any:
             case b"~" if not data:
                 return None
             case b"]":
-                return list(_values(data, depth))
+                return list(_values(data, depth, number))
             case b"}":
-                row = list(_values(data, depth))
+                row = list(_values(data, depth, number))
                 keys = [key.decode("latin-1") if isinstance(key, bytes) else key for key in row[::2]]
                 if len(row) % 2 or not all(isinstance(key, str) for key in keys):
                     raise CorruptError("no tnetstring: a dictionary has a key without a value, or one that is no text")
@@ -378,7 +389,7 @@ def _digits(data: memoryview, most: int) -> str:
     return str(data, "ascii")
 
 
-def _values(data: memoryview, depth: int) -> Iterator[Any]:
+def _values(data: memoryview, depth: int, number: Iterator[int]) -> Iterator[Any]:
     start = 0
     while start < len(data):
         colon = start
@@ -389,5 +400,5 @@ def _values(data: memoryview, depth: int) -> Iterator[Any]:
         end = colon + 1 + int(data[start:colon])
         if end >= len(data):
             raise CorruptError("no tnetstring: a value is longer than what it is in")
-        yield parse(bytes(data[end : end + 1]), data[colon + 1 : end], depth + 1)
+        yield _parse(bytes(data[end : end + 1]), data[colon + 1 : end], depth + 1, number)
         start = end + 1

@@ -46,6 +46,10 @@ MOST_DEPTH: Final = 64
 """Lists and mappings in one another."""
 MOST_PENDING: Final = 1 << 28
 """Bytes of one text."""
+MOST_WEIGHT: Final = 1 << 28
+"""Bytes of memory, about, of one interaction, and of all that has anchors: a list without anything in it is two bytes in a file, and far more here."""
+MOST_FIELDS: Final = 1 << 24
+"""Bytes of the header fields of one message: aliases can make much of little."""
 MOST_REPEATED: Final = 1 << 30
 """Bytes that are made of a file with aliases, beyond what it is long."""
 
@@ -58,6 +62,8 @@ _YAML = re.compile(
 
 _CONTINUATIONS: Final = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
 _STEP_NS: Final = 1_000_000
+_MAX_TIME_NS: Final = 1 << 62
+_VALUE_WEIGHT: Final = 64
 _PORTS: Final = {"http": "80", "https": "443"}
 
 NOTE_TIMES: Final = "the cassette has no times: they are made up"
@@ -149,10 +155,11 @@ class CassetteFile:
                     moment = parsedate_to_datetime(told)
             else:
                 moment = parsedate_to_datetime((values(fields, "date") or [""])[0])
-        except (ValueError, TypeError):
+            seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        except (ValueError, TypeError, OverflowError):
             self.notes[NOTE_TIMES] = None
             return 0
-        return max(0, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())) * 1_000_000_000
+        return min(_MAX_TIME_NS, max(0, seconds) * 1_000_000_000)
 
 
 # --- Values ---
@@ -206,12 +213,17 @@ def _fields(value: object, what: str) -> Headers:
         pairs = [tuple(one) if isinstance(one, list) and len(one) == 2 else _split(one, what) for one in value]
     else:
         raise EntryError(f"{what}.headers is no mapping")
+    size = 0
     for key, inner in pairs:
         name = _text(key, f"a name in {what}.headers")
         if not TOKEN.fullmatch(name.removeprefix(":")):
             raise EntryError(f"{what}.headers has {name[:40]!r}, which is no field name")
         for one in inner if isinstance(inner, list) else [inner]:
-            found.append((name, "" if one is None or one in ("", b"") else _text(one, f"{what}.headers.{name}")))
+            text = "" if one is None or one in ("", b"") else _text(one, f"{what}.headers.{name}")
+            size += len(name) + len(text) + _VALUE_WEIGHT
+            if size > MOST_FIELDS:
+                raise EntryError(f"{what}.headers take more than {MOST_FIELDS >> 20} MiB")
+            found.append((name, text))
     return found
 
 
@@ -222,25 +234,26 @@ def _split(line: object, what: str) -> tuple[str, str]:
     return name, value.strip()
 
 
-def _body(value: object, what: str) -> bytes:
+def _body(value: object, what: str, depth: int = 0) -> bytes:
     """Return a body: text, bytes, nothing, or one of the mappings that were in use for it."""
+    if depth > MOST_DEPTH:  # deeper than the file's own YAML can be: of aliases
+        raise EntryError(f"{what}.body is nested too deeply")
     if isinstance(value, dict):
         if "base64_string" in value:
             try:
-                return base64.b64decode(_body(value["base64_string"], what))
+                return base64.b64decode(_body(value["base64_string"], what, depth + 1))
             except (binascii.Error, ValueError):
                 raise EntryError(f"{what}.body: what should be base64 is not") from None
         if "string" in value:
-            return _body(value["string"], what)
+            return _body(value["string"], what, depth + 1)
         state = value.get("state")  # a file object, as vcrpy once wrote it
-        return _body(state[0] if isinstance(state, list) and state else None, what)
+        return _body(state[0] if isinstance(state, list) and state else None, what, depth + 1)
     if isinstance(value, list):  # the pieces of an iterator
-        pieces = [one.encode("utf-8", "surrogatepass") if isinstance(one, str) else one for one in value]
-        if not all(isinstance(one, bytes) for one in pieces):
+        if not all(isinstance(one, str | bytes) for one in value):
             raise EntryError(f"{what}.body is no text")
-        if sum(map(len, pieces)) > MOST_PENDING:
+        if sum(map(len, value)) > MOST_PENDING:  # before aliases are made into bytes of their own
             raise EntryError(f"{what}.body is longer than {MOST_PENDING >> 20} MiB")
-        return b"".join(pieces)
+        return b"".join(one.encode("utf-8", "surrogatepass") if isinstance(one, str) else one for one in value)
     if value is None:
         return b""
     if isinstance(value, str):
@@ -324,6 +337,8 @@ class _Events:
         self._stream = stream
         self._events = yaml.parse(stream, Loader=yaml.CSafeLoader)
         self._anchors: dict[str, object] = {}
+        self._weight = 0
+        self._anchored = 0
 
     def next(self) -> yaml.Event:
         """Return the next event.  Raises `CorruptError`, and `TruncatedError` when the file ends too early."""
@@ -347,6 +362,12 @@ class _Events:
         """Return the value that begins with an event."""
         if depth > MOST_DEPTH:
             raise CorruptError("its YAML is nested too deeply")
+        if not depth:
+            self._weight = 0
+        before = self._weight
+        self._weight += _VALUE_WEIGHT + (len(event.value) if isinstance(event, yaml.ScalarEvent) else 0)
+        if self._weight > MOST_WEIGHT:
+            raise CorruptError(f"one interaction takes more than {MOST_WEIGHT >> 20} MiB of memory")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise CorruptError(f"no valid YAML: *{event.anchor} stands before what it means")
@@ -365,6 +386,9 @@ class _Events:
                 if isinstance(key, str | bytes):
                     value[key] = inside
         if anchor := getattr(event, "anchor", None):
+            self._anchored += self._weight - before
+            if self._anchored > MOST_WEIGHT:
+                raise CorruptError(f"what has anchors takes more than {MOST_WEIGHT >> 20} MiB of memory")
             self._anchors[anchor] = value
         return value
 

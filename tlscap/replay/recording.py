@@ -337,7 +337,7 @@ class _Loader:
         self._weights[exchange_id] = self._weights.get(exchange_id, 0) + size
         if self._left < 0:
             raise TlscapError(
-                f"{self._capture.path}: its exchanges take more than {self._memory >> 20} MiB of memory",
+                f"{self._capture.path}: its exchanges take more than {_amount(self._memory)} of memory",
                 hint="choose fewer with a filter, or allow more with --memory",
             )
 
@@ -404,6 +404,10 @@ def _common(
         "holes": holes,
         "complete": message.complete,
     }
+
+
+def _amount(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size:,} bytes"
 
 
 def _weight(headers: tuple[Header, ...]) -> int:

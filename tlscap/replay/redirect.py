@@ -7,7 +7,9 @@ Two ways, because there is none that all clients know:
 - The resolver: `socket.getaddrinfo`, which urllib3, aiohttp and http.client ask, gives the replay server's address and port for the
   hosts that it plays.  A client that goes by the proxy asks it for the proxy only.
 
-Both are undone by `Redirection.__exit__`.
+urllib.request reads the proxies when it makes the opener that ``urlopen`` then keeps for the whole process: it makes a new one within.
+
+All is undone by `Redirection.__exit__`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import os
 import socket
 import ssl
+import urllib.request
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -85,6 +88,7 @@ class Redirection:
         self._passed = {name.lower() for name in (*LOCAL, *passed)} - self._names
         self._bundle = bundle
         self._before: dict[str, str | None] = {}
+        self._opener: urllib.request.OpenerDirector | None = None
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -103,12 +107,17 @@ class Redirection:
             self._before[name] = os.environ.get(name)
             os.environ[name] = value
         socket.getaddrinfo = self._resolve
+        self._opener = _opener()
+        if self._opener is None or _is_usual(self._opener):
+            _set_opener(None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         socket.getaddrinfo = resolve
+        if (opener := _opener()) is None or _is_usual(opener):
+            _set_opener(self._opener)
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -130,6 +139,22 @@ class Redirection:
             given = dict(zip(("family", "type", "proto", "flags"), arguments, strict=False)) | options
             return resolve("127.0.0.1", self._port, **{**given, "family": 0})
         return resolve(host, port, *arguments, **options)
+
+
+def _opener() -> urllib.request.OpenerDirector | None:
+    """Return what ``urlopen`` uses; ``None``: it will make one."""
+    return getattr(urllib.request, "_opener", None)
+
+
+def _set_opener(opener: urllib.request.OpenerDirector | None) -> None:
+    urllib.request.install_opener(opener)
+
+
+def _is_usual(opener: urllib.request.OpenerDirector) -> bool:
+    """Tell whether an opener is like those that ``urlopen`` makes, rather than a program's own."""
+    usual = urllib.request.build_opener()
+    kinds = [{type(handler) for handler in each.handlers} for each in (opener, usual)]  # type: ignore[attr-defined]
+    return kinds[0] == kinds[1] and opener.addheaders == usual.addheaders
 
 
 def _number(port: object) -> int:
