@@ -17,7 +17,7 @@ from live.servers import CLEAN_ENVIRONMENT, TLSCAP, run_tlscap, tshark, wait_unt
 
 FIELDS = ("-T", "fields", "-e", "tcp.stream", "-e", "http.request.method", "-e", "http.request.full_uri", "-e", "http.response.code",
           "-e", "http.file_data")  # fmt: skip
-DUMMY, PAIR, SMALL = "dummy", "veth", "veth with a small MTU"
+PAIR, SMALL = "veth", "veth with a small MTU"
 
 
 def namespaces_work() -> bool:
@@ -58,10 +58,6 @@ def make_interface(inside: list[str], kind: str) -> tuple[str, str]:
     if kind == "lo":
         ip("set", "lo", "up")
         return "lo", "lo"
-    if kind == DUMMY:
-        ip("add", "tlscap0", "type", "dummy")
-        ip("set", "tlscap0", "mtu", "65535", "up")
-        return "tlscap0", "tlscap0"
     ip("add", "tlscap0", "type", "veth", "peer", "name", "tlscap1")
     for name in ("tlscap0", "tlscap1"):
         ip("set", name, "mtu", "576" if kind == SMALL else "1500", "up")
@@ -97,7 +93,7 @@ def has_rows(folder: Path, path: Path, number: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", ["lo", DUMMY, PAIR, SMALL])
+@pytest.mark.parametrize("kind", ["lo", PAIR, SMALL])
 @pytest.mark.parametrize("framing", ["tls-null", "plain"])
 def test_tshark_sees_it_live(tmp_path: Path, inside: list[str], kind: str, framing: str) -> None:
     """The rows of HTTP in a live capture are those of the file: large bodies, two connections, both framings."""
