@@ -31,7 +31,7 @@ KINDS = {
     "gitlab-token": "glpat-abcdefghij0123456789",
     "aws-key-id": "ASIAIOSFODNN7EXAMPLE",
     "slack-token": "xoxp-1234567890-abcdef",
-    "slack-webhook": "https://hooks.slack.com/services/T00000000/B00000000/XXXXabcdXXXX1234",
+    "slack-webhook": "https://hooks.slack.com/services/T00000000/B00000000/PlantedHereAndOnly1234",
     "stripe-key": "rk_test_51abcdefghijklmnop",
     "google-key": "ya29.a0AfH6SMBx1234567890abc",
     "openai-key": "sk-proj-abcdefghijklmnopqrst",

@@ -1,7 +1,8 @@
 """The command ``tlscap``: its commands, and what an error looks like.
 
 Exit statuses (README, "Exit statuses"): 0 success, 1 error, 2 wrong usage, 3 the live side could not start,
-4 a file that can't be read, 5 a file that can't be written, 6 data that was asked for is incomplete.
+4 a file that can't be read, 5 a file that can't be opened or written, 6 data that was asked for is incomplete, 7 something
+differs from what it should be.
 """
 
 from __future__ import annotations

@@ -23,14 +23,13 @@ from tlscap.http.events import Header
 from tlscap.http.messages import field_values
 from tlscap.model import Endpoint, Flow, Process, Role, TupleSource
 from tlscap.replay.recording import Piece, RecordedExchange, RecordedRequest, RecordedResponse
-from tlscap.replay.redirect import resolve
+from tlscap.replay.redirect import PORTS, resolve
 from tlscap.replay.serve import ReceivedRequest
 from tlscap.replay.serve.answers import UnservableError, answer_to
 
 PATIENCE_S: Final = 60.0
 BODY_LIMIT: Final = 64 << 20
 
-_PORTS: Final = {"http": 80, "https": 443}
 # What concerns the connection that a field came over (RFC 9110, 7.6.1), and trailers, which are not passed on.
 _OF_CONNECTION: Final = frozenset(
     {
@@ -213,4 +212,4 @@ def _split(authority: str, scheme: str) -> tuple[str, int]:
         raise ForwardError("it names a user in its host")
     if not url.host:
         raise ForwardError("the request names no server")
-    return url.host, url.port or _PORTS.get(scheme, 443)
+    return url.host, url.port or PORTS.get(scheme, 443)

@@ -32,8 +32,8 @@ TRUST: Final = (
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
     "AWS_CA_BUNDLE", "GIT_SSL_CAINFO",
 )  # fmt: skip
-WEB_PORTS: Final = frozenset({80, 443})
-_PORTS: Final = {"http": 80, "https": 443}
+WEBPORTS: Final = frozenset({80, 443})
+PORTS: Final = {"http": 80, "https": 443}
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 resolve: Final = socket.getaddrinfo
@@ -60,7 +60,7 @@ def places(exchanges: Iterable[RecordedExchange]) -> list[tuple[str, int]]:
         with contextlib.suppress(ValueError):
             url = urlsplit(exchange.url)
             if url.hostname:
-                found[url.hostname, url.port or _PORTS.get(url.scheme, 443)] = None
+                found[url.hostname, url.port or PORTS.get(url.scheme, 443)] = None
     return list(found)
 
 
@@ -127,9 +127,9 @@ class Redirection:
     def leads(self, host: str, port: int) -> bool:
         """Whether the resolver gives the replay server's address."""
         host = host.lower().strip("[]").removesuffix(".")
-        if (host, port) in self._hosts or (host in self._names and port in WEB_PORTS):
+        if (host, port) in self._hosts or (host in self._names and port in WEBPORTS):
             return True
-        return self._everything and port in WEB_PORTS and host not in self._passed and not _is_address(host)
+        return self._everything and port in WEBPORTS and host not in self._passed and not _is_address(host)
 
     def _resolve(self, host: Any, port: Any, *arguments: Any, **options: Any) -> list[Any]:
         """Stand in for `socket.getaddrinfo`."""
@@ -165,7 +165,7 @@ def _number(port: object) -> int:
     if isinstance(text, str):
         if text.isdecimal():
             return int(text)
-        return _PORTS.get(text, 0)
+        return PORTS.get(text, 0)
     return 0
 
 

@@ -20,6 +20,7 @@ from tlscap.errors import CaptureError
 from tlscap.replay.recording import RecordedExchange, load
 
 PATIENCE_S: Final = 30.0
+_MEMORY: Final = "/dev/shm"
 _READY: Final = "tlscap: recording ("
 
 
@@ -37,7 +38,9 @@ class SelfRecording:
     def __init__(self) -> None:
         self.exchanges: list[RecordedExchange] = []
         ssl.create_default_context()  # the library is mapped before it is looked for
-        self._folder = tempfile.TemporaryDirectory(prefix="tlscap-")  # of mode 0700
+        # Nothing of it is scrubbed yet: it stays in memory where there is a place for that.  The folder's mode is 0700.
+        in_memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+        self._folder = tempfile.TemporaryDirectory(prefix="tlscap-", dir=in_memory)
         self._sidecar = os.path.join(self._folder.name, "self.tlscap.zst")
         self._said: list[str] = []
         self._ready = threading.Event()
