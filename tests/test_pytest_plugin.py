@@ -253,6 +253,36 @@ def test_unused_exchanges_are_reported(project: Project) -> None:
     assert "not asked for" not in project.passes("--tlscap-unused=ignore")
 
 
+TELLS = """
+import json, os, subprocess, urllib.request
+import pytest
+
+@pytest.mark.tlscap("fixtures/prices.tlscap.zst", unused="ignore")
+def test_where(tlscap_replay):
+    path = "/prices?currency=EUR"
+    proxies = urllib.request.ProxyHandler({})
+    https = urllib.request.HTTPSHandler(context=tlscap_replay.ssl_context())
+    opener = urllib.request.build_opener(proxies, https)
+    for url in (tlscap_replay.url, tlscap_replay.http_url):
+        assert json.load(opener.open(url + path))["tea"] == 3
+    assert tlscap_replay.url == f"https://127.0.0.1:{tlscap_replay.port}"
+    command = ["curl", "--silent", "--fail", os.environ["SHOP_URL"] + path]
+    answer = subprocess.run(command, env=dict(tlscap_replay.environment), check=True, capture_output=True)
+    assert json.loads(answer.stdout)["tea"] == 3
+    assert tlscap_replay.unmatched == []
+    assert len(tlscap_replay.unused) == 1
+"""
+
+
+def test_the_fixture_tells_where_answers_come_from(project: Project) -> None:
+    """Its URLs, its context, and the environment of a program that the test starts."""
+    project.configure("tlscap_recorder = forward")
+    project.passes("--tlscap-record=once")
+    project.close()
+    (project.folder / "test_shop.py").write_text(TELLS)
+    project.passes(count=1)
+
+
 def test_a_wrong_marker_is_said_in_a_line(project: Project) -> None:
     (project.folder / "test_shop.py").write_text(
         "import pytest\n@pytest.mark.tlscap('x.tlscap.zst', ordr='any')\ndef test_x(): pass\n"
