@@ -100,7 +100,7 @@ class Answer:
         self.exchange = exchange
         self.interims = [interim for interim in response.interim if interim.status not in (100, 101)]
         """Without ``100 Continue``: the server sends that when a client waits for it."""
-        self.early = request is not None and bool(request.ended_ns > response.started_ns)
+        self.early = request is not None and _is_dialogue(request, response)
         """Whether it began before its question ended: parts of both depend on each other."""
         self.by_messages = False
         """Whether `gates` count gRPC messages rather than bytes."""
@@ -206,6 +206,19 @@ class Answer:
             trailers,
             b"".join(pieces) if size <= WHOLE_LIMIT else None,
         )
+
+
+def _is_dialogue(request: RecordedRequest, response: RecordedResponse) -> bool:
+    """Tell whether a client may wait for a part of the answer before it goes on asking.
+
+    A server that answers without reading a short body is none: that body is compared before it is answered.
+    """
+    if request.ended_ns <= response.started_ns:
+        return False
+    if any(value.startswith(b"application/grpc") for value in request.values(b"content-type")):
+        return True
+    pieces = request.pieces
+    return len(pieces) > 1 and pieces[0].time_ns <= response.started_ns < pieces[-1].time_ns
 
 
 def answer_to(exchange: RecordedExchange) -> Answer:
